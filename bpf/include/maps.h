@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 #pragma once
 
-#include <bpf/bpf_helpers.h>
-
 #include "types.h"
+
+#include <bpf/bpf_helpers.h>
 
 /*
  * All maps, flat (an outer map-in-map write costs an RCU grace period). max_entries here are the defaults;
