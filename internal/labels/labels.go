@@ -121,15 +121,16 @@ func FromMap(source string, m map[string]string) Labels {
 }
 
 // Key is the canonical text of the set, "source:key=value;" for each in order: the same text for the same set
-// everywhere, and the form that the key-value store holds.
+// everywhere, and the form that the key-value store holds. Separators inside a part are escaped (see key.go), so two
+// different sets never have the same text.
 func (ls Labels) Key() string {
 	var b strings.Builder
 	for _, l := range ls {
-		b.WriteString(l.Source)
+		b.WriteString(escape(l.Source, inSource))
 		b.WriteByte(':')
-		b.WriteString(l.Key)
+		b.WriteString(escape(l.Key, inKey))
 		b.WriteByte('=')
-		b.WriteString(l.Value)
+		b.WriteString(escape(l.Value, inValue))
 		b.WriteByte(';')
 	}
 	return b.String()
