@@ -1,0 +1,295 @@
+package datapath
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"porin/internal/endpoint"
+)
+
+// Every pod sees the same gateway. It answers to one MAC address, that of porin_host and of all host sides, and is written
+// into the pod as a permanent neighbour: no pod ever asks for it, so none can be lied to.
+func gateway(v6 bool) netip.Addr {
+	if v6 {
+		return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: 1})
+	}
+	return netip.AddrFrom4([4]byte{169, 254, 1, 1})
+}
+
+const (
+	maxMTU     = 65535
+	maxIfName  = unix.IFNAMSIZ - 1
+	podPrefix  = "pn" // host sides of pod veths, followed by ten hex digits
+	addrGenOff = "1"  // IN6_ADDR_GEN_MODE_NONE: no link-local address
+)
+
+// minMTU is what the families ask for: RFC 8200 section 5, RFC 791.
+func minMTU(v6 bool) int {
+	if v6 {
+		return 1280
+	}
+	return 68
+}
+
+// checkIfName refuses what is no single, plain device name: it becomes a path below /proc/sys.
+func checkIfName(name string) error {
+	switch {
+	case name == "" || name == "." || name == "..":
+		return fmt.Errorf("device name %q: not a name", name)
+	case len(name) > maxIfName:
+		return fmt.Errorf("device name %q: %d bytes, at most %d", name, len(name), maxIfName)
+	case strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' || r == '%' || r >= 0x7f }):
+		return fmt.Errorf("device name %q: holds a character that the kernel or a path does not take", name)
+	}
+	return nil
+}
+
+func checkDevice(name string) error {
+	if err := checkIfName(name); err != nil {
+		return err
+	}
+	if !strings.HasPrefix(name, podPrefix) {
+		return fmt.Errorf("device name %q: the host side of a workload's device begins with %q", name, podPrefix)
+	}
+	return nil
+}
+
+// podMAC is derived, so that a device made again has the address that conntrack and peers know.
+func podMAC(ep endpoint.Endpoint) net.HardwareAddr {
+	sum := sha256.Sum256([]byte("porin workload\x00" + ep.ContainerID + "\x00" + ep.IfName))
+	return localMAC(sum[:6])
+}
+
+// localMAC makes b a locally administered unicast address.
+func localMAC(b []byte) net.HardwareAddr {
+	mac := append(net.HardwareAddr(nil), b[:6]...)
+	mac[0] = mac[0]&^3 | 2
+	return mac
+}
+
+// CreateDevice makes the veth pair. The workload's end is born inside its namespace, never seen in the host's; the host's
+// end stays down until WriteEndpoint, so nothing flows before policy.
+func (d *Datapath) CreateDevice(ep endpoint.Endpoint) (ifindex int, mac net.HardwareAddr, err error) {
+	mtu := ep.MTU
+	if mtu == 0 {
+		mtu = d.host.mtu()
+	}
+	if err := errors.Join(checkDevice(ep.Device), checkIfName(ep.IfName), checkMTU(mtu, ep.IPv6.IsValid())); err != nil {
+		return 0, nil, fmt.Errorf("endpoint %d: create device: %w", ep.ID, err)
+	}
+	ns, err := openNetns(ep.Netns)
+	if err != nil {
+		return 0, nil, fmt.Errorf("endpoint %d: create device %s: %w", ep.ID, ep.Device, err)
+	}
+	defer ns.close()
+	if ifindex, mac, ok := d.liveDevice(ep); ok {
+		return ifindex, mac, nil
+	}
+	mac = podMAC(ep)
+	ifindex, err = d.newPair(ep, ns, mac, mtu)
+	if err != nil {
+		return 0, nil, fmt.Errorf("endpoint %d: create device %s: %w", ep.ID, ep.Device, err)
+	}
+	return ifindex, mac, nil
+}
+
+func checkMTU(mtu int, v6 bool) error {
+	if mtu < minMTU(v6) || mtu > maxMTU {
+		return fmt.Errorf("mtu %d: must be %d to %d", mtu, minMTU(v6), maxMTU)
+	}
+	return nil
+}
+
+// liveDevice finds a device that an endpoint row already names: asking twice must not cut a running workload off.
+func (d *Datapath) liveDevice(ep endpoint.Endpoint) (int, net.HardwareAddr, bool) {
+	i, ok := d.DeviceIndex(ep.Device)
+	if !ok {
+		return 0, nil, false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	at := d.attached[uint32(i)]
+	if at == nil || at.row.ID != ep.ID {
+		return 0, nil, false
+	}
+	return i, net.HardwareAddr(at.row.MAC[:]), true
+}
+
+func (d *Datapath) newPair(ep endpoint.Endpoint, ns netns, mac net.HardwareAddr, mtu int) (ifindex int, err error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = ep.Device, mtu, d.host.mac
+	pair := &netlink.Veth{
+		LinkAttrs: attrs, PeerName: ep.IfName, PeerHardwareAddr: mac, PeerMTU: uint32(mtu), PeerNamespace: netlink.NsFd(ns.fd()),
+	}
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return 0, fmt.Errorf("netlink: %w", err)
+	}
+	defer h.Close()
+	if err = h.LinkAdd(pair); errors.Is(err, unix.EEXIST) && h.LinkDel(pair) == nil {
+		err = h.LinkAdd(pair) // half of an attempt that died
+	}
+	if err != nil {
+		return 0, fmt.Errorf("veth pair with %s: %w", ep.IfName, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.LinkDel(pair))
+		}
+	}()
+	// Should a program ever be missing from the host side, the packet reaches the stack. There it must end: the address of
+	// a pod is routed by porin_host, so the strict reverse path test refuses IPv4, and IPv6 is switched off.
+	if err = errors.Join(sysctl("ipv4/conf/"+ep.Device+"/rp_filter", "1"), sysctlV6(ep.Device, "disable_ipv6", "1")); err != nil {
+		return 0, err
+	}
+	if err = ns.do(func() error { return d.setupWorkload(ep) }); err != nil {
+		return 0, err
+	}
+	return pair.Attrs().Index, nil
+}
+
+// sysctlV6 writes a device's IPv6 setting; a kernel without IPv6 has none.
+func sysctlV6(dev, name, value string) error {
+	err := sysctl("ipv6/conf/"+dev+"/"+name, value)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+// setupWorkload runs inside the workload's namespace: addresses, gateway, routes.
+func (d *Datapath) setupWorkload(ep endpoint.Endpoint) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("netlink in %s: %w", ep.Netns, err)
+	}
+	defer h.Close()
+	dev, err := h.LinkByName(ep.IfName)
+	if err != nil {
+		return fmt.Errorf("device %s in %s: %w", ep.IfName, ep.Netns, err)
+	}
+	if lo, err := h.LinkByName("lo"); err == nil && lo.Attrs().Flags&net.FlagUp == 0 {
+		if err := h.LinkSetUp(lo); err != nil {
+			return fmt.Errorf("bring up lo in %s: %w", ep.Netns, err)
+		}
+	}
+	if ep.IPv6.IsValid() {
+		for _, s := range [][2]string{{"disable_ipv6", "0"}, {"addr_gen_mode", addrGenOff}, {"accept_ra", "0"}, {"accept_dad", "0"}} {
+			if err := sysctl("ipv6/conf/"+ep.IfName+"/"+s[0], s[1]); err != nil {
+				return fmt.Errorf("in %s: %w", ep.Netns, err)
+			}
+		}
+	} else if err := sysctlV6(ep.IfName, "disable_ipv6", "1"); err != nil {
+		return fmt.Errorf("in %s: %w", ep.Netns, err)
+	}
+	if err := h.LinkSetUp(dev); err != nil {
+		return fmt.Errorf("bring up %s in %s: %w", ep.IfName, ep.Netns, err)
+	}
+	for _, addr := range []netip.Addr{ep.IPv4, ep.IPv6} {
+		if !addr.IsValid() {
+			continue
+		}
+		if err := addWorkloadAddress(h, dev, addr, gateway(addr.Is6()), d.host.mac); err != nil {
+			return fmt.Errorf("in %s: %w", ep.Netns, err)
+		}
+	}
+	return nil
+}
+
+func addWorkloadAddress(h *netlink.Handle, dev netlink.Link, addr, gateway netip.Addr, gatewayMAC net.HardwareAddr) error {
+	a := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, addr.BitLen()))}
+	family := netlink.FAMILY_V4
+	if addr.Is6() {
+		a.Flags, family = unix.IFA_F_NODAD, netlink.FAMILY_V6
+	}
+	if err := h.AddrAdd(dev, a); err != nil {
+		return fmt.Errorf("address %s: %w", addr, err)
+	}
+	if err := h.NeighSet(&netlink.Neigh{
+		LinkIndex: dev.Attrs().Index, Family: family, State: netlink.NUD_PERMANENT, IP: gateway.AsSlice(), HardwareAddr: gatewayMAC,
+	}); err != nil {
+		return fmt.Errorf("neighbour %s: %w", gateway, err)
+	}
+	if err := h.RouteAdd(&netlink.Route{
+		LinkIndex: dev.Attrs().Index, Family: family, Dst: defaultNet(family), Gw: gateway.AsSlice(), Flags: int(netlink.FLAG_ONLINK),
+	}); err != nil {
+		return fmt.Errorf("default route by %s: %w", gateway, err)
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func defaultNet(family int) *net.IPNet {
+	if family == netlink.FAMILY_V6 {
+		return ipNet(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
+	}
+	return ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
+}
+
+// DeviceIndex returns the ifindex of the host side if it still exists.
+func (d *Datapath) DeviceIndex(name string) (ifindex int, ok bool) {
+	i, err := ifindexOf(name)
+	return i, err == nil
+}
+
+// ifindexOf asks for one device where net.InterfaceByName would list them all.
+func ifindexOf(name string) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("socket: %w", err)
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return 0, fmt.Errorf("device name %q: %w", name, err)
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, req); err != nil {
+		return 0, fmt.Errorf("device %s: %w", name, err)
+	}
+	return int(req.Uint32()), nil
+}
+
+// DeleteDevice removes the veth pair; no error if it is gone.
+func (d *Datapath) DeleteDevice(name string) error {
+	if err := checkDevice(name); err != nil {
+		return fmt.Errorf("delete device: %w", err)
+	}
+	err := netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}})
+	if err == nil || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return fmt.Errorf("delete device %s: %w", name, err)
+}
+
+// Devices lists the host sides of workloads' devices that exist, whoever they belonged to.
+func (d *Datapath) Devices() ([]string, error) { return podDevices() }
+
+func podDevices() ([]string, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	var names []string
+	for _, l := range links {
+		if l.Type() == "veth" && isPodDevice(l.Attrs().Name) {
+			names = append(names, l.Attrs().Name)
+		}
+	}
+	return names, nil
+}
+
+// isPodDevice tells porin's names from somebody else's that begin alike.
+func isPodDevice(name string) bool {
+	rest, ok := strings.CutPrefix(name, podPrefix)
+	return ok && len(rest) == 10 && !strings.ContainsFunc(rest, func(r rune) bool { return !strings.ContainsRune("0123456789abcdef", r) })
+}

@@ -1,0 +1,123 @@
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
+
+	"porin/bpf"
+)
+
+// eventHead is the least that an event record holds: everything before the packet's bytes.
+const eventHead = int(unsafe.Offsetof(bpf.Event{}.Snap))
+
+// Events calls f with every event of the ring until ctx ends. The event is valid during the call only; nothing is allocated
+// per event. One reader at a time.
+func (d *Datapath) Events(ctx context.Context, f func(*bpf.Event)) error {
+	stop := context.AfterFunc(ctx, func() { d.reader.Close() })
+	defer stop()
+	var rec ringbuf.Record
+	var ev bpf.Event
+	for {
+		if err := d.reader.ReadInto(&rec); err != nil {
+			if errors.Is(err, ringbuf.ErrClosed) {
+				return nil
+			}
+			return fmt.Errorf("read ring of events: %w", err)
+		}
+		if !decodeEvent(rec.RawSample, &ev) {
+			d.lost.Add(1)
+			continue
+		}
+		f(&ev)
+	}
+}
+
+// decodeEvent copies a record into ev, whose bytes are those of struct event. It refuses a record of another size.
+func decodeEvent(raw []byte, ev *bpf.Event) bool {
+	dst := unsafe.Slice((*byte)(unsafe.Pointer(ev)), unsafe.Sizeof(*ev))
+	if len(raw) < eventHead || len(raw) > len(dst) {
+		return false
+	}
+	n := copy(dst, raw)
+	clear(dst[n:])
+	return int(ev.SnapLen) <= max(n-eventHead, 0)
+}
+
+// Lost counts events that nobody will see: the ring was full, or a record was malformed.
+func (d *Datapath) Lost() uint64 {
+	sum := d.lost.Load()
+	var perCPU []uint64
+	if err := d.maps[mapLost].Lookup(uint32(0), &perCPU); err == nil {
+		for _, n := range perCPU {
+			sum += n
+		}
+	}
+	return sum
+}
+
+// Counters returns packets and bytes by {reason, direction}, those that are not zero. Reason 0 is forwarded.
+func (d *Datapath) Counters() map[[2]uint8]bpf.Counter {
+	out := map[[2]uint8]bpf.Counter{}
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return out
+	}
+	const batch = 1024 // all of it in one call
+	keys, values := make([]uint32, batch), make([]bpf.Counter, batch*cpus)
+	var cursor ebpf.MapBatchCursor
+	n, err := d.maps[mapCounters].BatchLookup(&cursor, keys, values, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return out
+	}
+	for i, k := range keys[:n] {
+		var sum bpf.Counter
+		for _, c := range values[i*cpus : (i+1)*cpus] {
+			sum.Packets += c.Packets
+			sum.Bytes += c.Bytes
+		}
+		if sum.Packets > 0 {
+			out[[2]uint8{uint8(k / 4), uint8(k % 4)}] = sum
+		}
+	}
+	return out
+}
+
+// MapPressure returns how full each map is, 0 to 1. Flows are counted by the sweep.
+func (d *Datapath) MapPressure() map[string]float64 {
+	rows := map[string]int{
+		mapConntrack: int(d.flows.conntrack.Load()), mapNat: int(d.flows.nat.Load()),
+	}
+	d.policy.mu.Lock()
+	for _, s := range d.policy.subjects {
+		rows[mapPolicyPeers] += len(s.peers) + 1
+	}
+	for _, t := range d.policy.tables {
+		rows[mapPolicyPorts] += len(t.rows.ports)
+		rows[mapPolicyRanges] += len(t.rows.ranges)
+	}
+	d.policy.mu.Unlock()
+	d.prefixes.mu.Lock()
+	rows[mapPrefixes] = len(d.prefixes.written)
+	d.prefixes.mu.Unlock()
+	d.mu.Lock()
+	rows[mapEndpoints] = len(d.attached)
+	rows[mapPeers] = len(d.hosts)
+	for _, at := range d.attached {
+		for _, a := range []bpf.Addr{at.row.V4, at.row.V6} {
+			if a != (bpf.Addr{}) {
+				rows[mapPeers]++
+			}
+		}
+	}
+	d.mu.Unlock()
+	out := make(map[string]float64, len(rows))
+	for name, n := range rows {
+		out[name] = float64(n) / float64(d.maps[name].MaxEntries())
+	}
+	return out
+}

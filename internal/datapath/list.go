@@ -1,0 +1,261 @@
+package datapath
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"porin/bpf"
+	"porin/internal/identity"
+	"porin/internal/verdict"
+)
+
+// ListMap emits the rows of a map as text: endpoints, policy, ipcache, ct or nat. With a key, only the rows that have it in
+// one of their leading columns.
+func (d *Datapath) ListMap(name, key string, emit func(columns []string, row []string) error) error {
+	list, ok := map[string]func(emitter) error{
+		"endpoints": d.listEndpoints, "endpoint": d.listEndpoints, "policy": d.listPolicy, "ipcache": d.listPeers,
+		"ct": d.listConntrack, "nat": d.listNat,
+	}[name]
+	if !ok {
+		return fmt.Errorf("list map %q: known are endpoints, policy, ipcache, ct, nat", name)
+	}
+	return list(emitter{key, emit})
+}
+
+type emitter struct {
+	key  string
+	emit func(columns []string, row []string) error
+}
+
+// rows emits sorted rows. keys is how many leading columns a key may match.
+func (e emitter) rows(keys int, columns []string, rows [][]string) error {
+	slices.SortFunc(rows, slices.Compare)
+	for _, r := range rows {
+		if e.key != "" && !slices.Contains(r[:keys], e.key) {
+			continue
+		}
+		if err := e.emit(columns, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Datapath) listEndpoints(e emitter) error {
+	all, err := d.endpoints.all()
+	if err != nil {
+		return err
+	}
+	var rows [][]string
+	for ifindex, r := range all {
+		var flags []string
+		if r.Flags&bpf.EndpointLockdown != 0 {
+			flags = append(flags, "lockdown")
+		}
+		if r.Flags&bpf.EndpointAudit != 0 {
+			flags = append(flags, "audit")
+		}
+		rows = append(rows, []string{
+			num(uint32(r.ID)), num(ifindex), addr(r.V4), addr(r.V6), identity.ID(r.Identity).String(), num(r.SubjectIn), num(r.SubjectOut),
+			macText(r.MAC), dash(strings.Join(flags, ",")),
+		})
+	}
+	return e.rows(4, []string{"ENDPOINT", "IFINDEX", "IPV4", "IPV6", "IDENTITY", "INGRESS", "EGRESS", "MAC", "FLAGS"}, rows)
+}
+
+// listPolicy joins the three policy maps: a line per subject, peer and port.
+func (d *Datapath) listPolicy(e emitter) error {
+	peers, err := d.policy.peers.all()
+	if err != nil {
+		return err
+	}
+	ports, err := d.policy.ports.all()
+	if err != nil {
+		return err
+	}
+	ranges, err := d.policy.ranges.all()
+	if err != nil {
+		return err
+	}
+	type line struct {
+		what string
+		v    bpf.PolicyVerdict
+	}
+	tables := map[uint32][]line{}
+	for k, v := range ports {
+		port := strconv.Itoa(int(k.Port.Host()))
+		if k.Wild != 0 {
+			port = "any"
+		}
+		tables[k.Table] = append(tables[k.Table], line{proto(k.Proto) + "/" + port, v})
+	}
+	for k, v := range ranges {
+		first := int(k.Port.Host())
+		last := first + 1<<(portBits+rangeFixed-int(k.PrefixLen)) - 1
+		tables[k.Table] = append(tables[k.Table], line{fmt.Sprintf("%s/%d-%d", proto(k.Proto), first, last), v})
+	}
+	var rows [][]string
+	for k, p := range peers {
+		peer := "else"
+		if k.Identity != 0 {
+			peer = identity.ID(k.Identity).String()
+		}
+		if len(tables[p.Table]) == 0 {
+			rows = append(rows, []string{num(k.Subject), peer, num(p.Table), "-", "deny", hex32(p.Cookie), "-"})
+		}
+		for _, l := range tables[p.Table] {
+			action := verdict.Action(l.v.Action).String()
+			if l.v.Flags&bpf.VerdictExplicitDeny != 0 {
+				action += " (rule)"
+			}
+			proxy := "-"
+			if l.v.ProxyPort.Host() != 0 {
+				proxy = num(uint32(l.v.ProxyPort.Host()))
+			}
+			rows = append(rows, []string{num(k.Subject), peer, num(p.Table), l.what, action, hex32(l.v.Cookie), proxy})
+		}
+	}
+	return e.rows(2, []string{"SUBJECT", "PEER", "TABLE", "PORT", "ACTION", "COOKIE", "PROXY"}, rows)
+}
+
+func (d *Datapath) listPeers(e emitter) error {
+	exact, err := d.peers.all()
+	if err != nil {
+		return err
+	}
+	tries, err := d.prefixes.rows.all()
+	if err != nil {
+		return err
+	}
+	var rows [][]string
+	add := func(prefix netip.Prefix, p bpf.Peer) {
+		var flags []string
+		for _, f := range []struct {
+			bit  uint32
+			name string
+		}{{bpf.PeerLocal, "local"}, {bpf.PeerHost, "host"}, {bpf.PeerCluster, "cluster"}, {bpf.PeerNoOwner, "no-owner"}} {
+			if p.Flags&f.bit != 0 {
+				flags = append(flags, f.name)
+			}
+		}
+		rows = append(rows, []string{prefix.String(), identity.ID(p.Identity).String(), num(p.Ifindex), addr(p.Node), dash(strings.Join(flags, ","))})
+	}
+	for a, p := range exact {
+		ip := a.Netip()
+		add(netip.PrefixFrom(ip, ip.BitLen()), p)
+	}
+	for k, p := range tries {
+		add(k.Prefix(), p)
+	}
+	if a, err := netip.ParseAddr(e.key); err == nil {
+		e.key = netip.PrefixFrom(a, a.BitLen()).String()
+	}
+	return e.rows(1, []string{"PREFIX", "IDENTITY", "IFINDEX", "NODE", "FLAGS"}, rows)
+}
+
+// listConntrack emits batch by batch: half a million rows must not stand in memory as text.
+func (d *Datapath) listConntrack(e emitter) error {
+	now := monotonic()
+	columns := []string{"SOURCE", "DESTINATION", "PROTO", "ACTION", "FLAGS", "EXPIRES", "FROM", "TO", "SENT", "RECEIVED", "COOKIE-OUT", "COOKIE-IN"}
+	return d.conntrack.each(func(keys []bpf.CTKey, values []bpf.CTEntry) error {
+		rows := make([][]string, 0, len(keys))
+		for i, k := range keys {
+			c := values[i]
+			n := natKeyOf(k, c)
+			from, to, sent, received := c.LoIdentity, c.HiIdentity, c.LoToHi, c.HiToLo
+			if c.Initiator == 1 {
+				from, to, sent, received = to, from, received, sent
+			}
+			rows = append(rows, []string{
+				hostPort(n.Src, n.Sport), hostPort(n.Dst, n.Dport), proto(k.Proto), verdict.Action(c.Action).String(), ctFlags(c.Flags), left(c.Expires, now),
+				identity.ID(from).String(), identity.ID(to).String(), count(sent), count(received), hex32(c.CookieOut), hex32(c.CookieIn),
+			})
+		}
+		return e.rows(3, columns, rows)
+	})
+}
+
+func (d *Datapath) listNat(e emitter) error {
+	now := monotonic()
+	columns := []string{"SOURCE", "DESTINATION", "PROTO", "DIRECTION", "TRANSLATED", "IDLE"}
+	return d.nat.each(func(keys []bpf.NatKey, values []bpf.NatEntry) error {
+		rows := make([][]string, 0, len(keys))
+		for i, k := range keys {
+			dir := "out"
+			if k.Dir == 1 {
+				dir = "back"
+			}
+			rows = append(rows, []string{
+				hostPort(k.Src, k.Sport), hostPort(k.Dst, k.Dport), proto(k.Proto), dir, hostPort(values[i].Addr, values[i].Port), left(now, values[i].Used),
+			})
+		}
+		return e.rows(3, columns, rows)
+	})
+}
+
+func ctFlags(f uint8) string {
+	var out []string
+	for _, b := range []struct {
+		bit  uint8
+		name string
+	}{{bpf.CTSeenReply, "reply"}, {bpf.CTLoFin, "fin-lo"}, {bpf.CTHiFin, "fin-hi"}, {bpf.CTRst, "rst"}, {bpf.CTNat, "nat"}} {
+		if f&b.bit != 0 {
+			out = append(out, b.name)
+		}
+	}
+	return dash(strings.Join(out, ","))
+}
+
+// left is the time from now to then; "expired" when it is over.
+func left(then, now uint64) string {
+	if then < now {
+		return "expired"
+	}
+	return time.Duration(then - now).Round(time.Second).String()
+}
+
+func count(c bpf.CTCount) string { return fmt.Sprintf("%d/%dB", c.Packets, c.Bytes) }
+
+func hostPort(a bpf.Addr, p bpf.Port) string { return netip.AddrPortFrom(a.Netip(), p.Host()).String() }
+
+func addr(a bpf.Addr) string {
+	if ip := a.Netip(); ip.IsValid() {
+		return ip.String()
+	}
+	return "-"
+}
+
+func num(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+
+func hex32(n uint32) string { return fmt.Sprintf("%08x", n) }
+
+func macText(m [6]byte) string { return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]) }
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func proto(p uint8) string {
+	switch p {
+	case 0:
+		return "any"
+	case 1:
+		return "icmp"
+	case 6:
+		return "tcp"
+	case 17:
+		return "udp"
+	case 58:
+		return "icmpv6"
+	case 132:
+		return "sctp"
+	}
+	return num(uint32(p))
+}

@@ -1,0 +1,77 @@
+package datapath
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"porin/bpf"
+	"porin/internal/identity"
+)
+
+const hostIdentity = uint32(identity.Host)
+
+// writeSettings tells the programs about this node, if anything of it changed.
+func (d *Datapath) writeSettings() error {
+	w4, w6 := d.cfg.world()
+	first, last := d.cfg.natPorts()
+	want := bpf.Settings{
+		HostIfindex: uint32(d.host.index()), World4: uint32(w4), World6: uint32(w6),
+		NatMin: first, NatMax: last, ReportInterval: uint64(max(d.cfg.MonitorInterval, 0)),
+	}
+	copy(want.GatewayMAC[:], d.host.mac)
+	if d.cfg.Audit {
+		want.Flags |= bpf.SettingAudit
+	}
+	if d.cfg.TraceAll {
+		want.Flags |= bpf.SettingTraceAll
+	}
+	if d.cfg.Masquerade {
+		v4, v6, err := d.host.sources()
+		if err != nil {
+			return err
+		}
+		if v4.IsValid() && d.cfg.IPv4Range.IsValid() {
+			want.Masq4, want.Flags = bpf.AddrFrom(v4), want.Flags|bpf.SettingMasq4
+		}
+		if v6.IsValid() && d.cfg.IPv6Range.IsValid() {
+			want.Masq6, want.Flags = bpf.AddrFrom(v6), want.Flags|bpf.SettingMasq6
+		}
+	}
+	have, ok, err := d.settings.get(0)
+	if err != nil {
+		return err
+	}
+	if ok && have == want {
+		return nil
+	}
+	return d.settings.put(0, want)
+}
+
+// sources returns the addresses by which the node is known outside: of the first uplink that has one of the family.
+func (h *host) sources() (v4, v6 netip.Addr, err error) {
+	for _, i := range h.uplinkIndexes() {
+		list, err := netlink.AddrList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: i}}, netlink.FAMILY_ALL)
+		if err != nil {
+			return v4, v6, fmt.Errorf("list addresses of device %d: %w", i, err)
+		}
+		// permanent addresses first: a temporary one (RFC 8981) goes away under live flows
+		slices.SortStableFunc(list, func(a, b netlink.Addr) int { return a.Flags&unix.IFA_F_TEMPORARY - b.Flags&unix.IFA_F_TEMPORARY })
+		for _, a := range list {
+			ip, ok := netip.AddrFromSlice(a.IP)
+			if ip = ip.Unmap(); !ok || a.Scope != unix.RT_SCOPE_UNIVERSE || a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DEPRECATED) != 0 {
+				continue
+			}
+			if ip.Is4() && !v4.IsValid() {
+				v4 = ip
+			}
+			if ip.Is6() && !v6.IsValid() && ip.IsGlobalUnicast() {
+				v6 = ip
+			}
+		}
+	}
+	return v4, v6, nil
+}
