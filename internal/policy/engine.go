@@ -1,0 +1,340 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"porin/internal/identity"
+	"porin/internal/verdict"
+)
+
+// Enforcement modes.
+const (
+	EnforceDefault = "default" // a direction is isolated once a rule isolates it
+	EnforceAlways  = "always"
+	EnforceNever   = "never" // rules are ignored
+)
+
+// Values of Config.AllowLocalhost.
+const (
+	LocalhostAuto   = "auto" // as always, until there is a host firewall
+	LocalhostAlways = "always"
+	LocalhostPolicy = "policy"
+)
+
+// Config of an engine. Empty strings mean default, auto and one nameless cluster.
+type Config struct {
+	Enforcement    string
+	AllowLocalhost string
+	Audit          bool   // Decide reports what audit mode makes of a denial; tables always carry the real verdict
+	Cluster        string // our own cluster's name; empty: every workload is of our own
+	DualStack      bool   // the outside is world-ipv4 and world-ipv6; else it is world
+}
+
+// Engine resolves policies and identities into subjects. Safe for concurrent use; but a caller that applies what it
+// returns must apply the results of Resolve and UpdateIdentities in the order in which they were returned.
+type Engine struct {
+	cfg      Config
+	implicit [3]implicit // by direction
+
+	mu         sync.Mutex
+	policies   map[Ref]*Policy
+	rules      map[Ref][]*compiled
+	subjects   byLabel[*compiled]
+	selections selections
+	slots      []slot
+	slotOf     map[identity.ID]int32
+	free       []int32
+	resolved   map[SubjectKey]*resolved
+	tables     tables
+	cookies    cookies
+	flat       flattener
+	scratch    scratch
+	swept      int // tables and cookies after the last sweep
+}
+
+// slot holds a known identity. Selections name identities by slot.
+type slot struct {
+	identity.Identity
+	live bool
+}
+
+// implicit is what porin itself decides in a direction, in the form of rules.
+type implicit struct {
+	open      *statement // "not isolated": names the verdict where nothing isolates
+	localhost *statement // nil: none
+	always    *RuleRef
+	init      *RuleRef
+	never     *RuleRef
+}
+
+// NewEngine returns an engine without policies that knows no identity.
+func NewEngine(cfg Config) *Engine {
+	cfg.Enforcement = cmp.Or(cfg.Enforcement, EnforceDefault)
+	cfg.AllowLocalhost = cmp.Or(cfg.AllowLocalhost, LocalhostAuto)
+	e := &Engine{
+		cfg:      cfg,
+		policies: map[Ref]*Policy{},
+		rules:    map[Ref][]*compiled{},
+		slotOf:   map[identity.ID]int32{},
+		resolved: map[SubjectKey]*resolved{},
+		tables:   tables{byRows: map[string]*Table{}},
+		cookies:  cookies{lists: map[Cookie][]ruleSet{}, refs: map[uint64]RuleRef{}},
+	}
+	e.selections = selections{byKey: map[string]*selection{}, byBlock: map[netip.Prefix][]*selection{}}
+	e.flat.cookies = &e.cookies
+	for _, d := range []verdict.Direction{verdict.Ingress, verdict.Egress} {
+		ref := func(name string) *RuleRef {
+			return &RuleRef{Policy: Ref{Kind: KindPorin, Name: name}, Spec: -1, Index: -1, Direction: d}
+		}
+		im := &e.implicit[d]
+		im.always, im.init, im.never = ref("enforcement always: isolated"), ref("reserved:init: isolated"), ref("enforcement never: rules are ignored")
+		im.open = &statement{ref: *ref("enforcement default: not isolated")}
+		if d == verdict.Ingress && cfg.AllowLocalhost != LocalhostPolicy {
+			im.localhost = &statement{ref: *ref("allow-localhost"), effect: EffectAllow, order: order(TierNormal, 0)}
+			im.localhost.id = refID(&im.localhost.ref)
+			im.localhost.peers = []*selection{e.acquire(&selection{key: "entity host", entity: "host"})}
+		}
+	}
+	return e
+}
+
+// UpdatePolicies puts and deletes policies as one change. Subjects resolved before stay as they are, and are patched,
+// until they are forgotten; Resolve again to learn which endpoints have new ones.
+func (e *Engine) UpdatePolicies(put []*Policy, del []Ref) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, ref := range del {
+		e.deletePolicy(ref)
+	}
+	for _, p := range put {
+		old := e.rules[p.Ref]
+		list := make([]*compiled, 0, len(p.Rules))
+		for _, r := range p.Rules {
+			c := e.compile(p, r) // before the old one goes: shared selections keep their members
+			e.subjects.add(c.subject.Selector, c)
+			list = append(list, c)
+		}
+		e.deleteRules(old)
+		e.policies[p.Ref], e.rules[p.Ref] = p, list
+	}
+}
+
+func (e *Engine) deletePolicy(ref Ref) {
+	e.deleteRules(e.rules[ref])
+	delete(e.rules, ref)
+	delete(e.policies, ref)
+}
+
+func (e *Engine) deleteRules(list []*compiled) {
+	for _, c := range list {
+		e.subjects.remove(c.subject.Selector, c)
+		for d := range c.parts {
+			for _, st := range c.parts[d].statements {
+				e.release(st)
+			}
+		}
+	}
+}
+
+// Policies returns the policies in force, by kind, namespace and name.
+func (e *Engine) Policies() []*Policy {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	out := make([]*Policy, 0, len(e.policies))
+	for _, p := range e.policies {
+		out = append(out, p)
+	}
+	slices.SortFunc(out, func(a, b *Policy) int {
+		return cmp.Or(strings.Compare(a.Kind, b.Kind), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+	})
+	return out
+}
+
+// CIDRs returns every block that ps name, excepts included, each once. Each needs an identity before ps come into
+// force: a block without one is judged as the bigger block around it.
+func (e *Engine) CIDRs(ps []*Policy) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range ps {
+		for _, r := range p.Rules {
+			for _, sec := range []*Section{&r.Ingress, &r.Egress} {
+				for _, entry := range slices.Concat(sec.Allow, sec.Deny) {
+					for _, c := range entry.Peers.CIDRs {
+						out = append(append(out, c.Prefix), c.Except...)
+					}
+				}
+			}
+		}
+	}
+	slices.SortFunc(out, comparePrefix)
+	return slices.Compact(out)
+}
+
+// acquire returns the selection in use that is the same as s, or puts s to use.
+func (e *Engine) acquire(s *selection) *selection {
+	if have, ok := e.selections.byKey[s.key]; ok {
+		have.refs++
+		return have
+	}
+	s.refs = 1
+	e.selections.index(s)
+	for i := range e.slots {
+		if e.slots[i].live && s.matches(&e.slots[i].Identity, &e.cfg) {
+			s.members = append(s.members, int32(i))
+		}
+	}
+	return s
+}
+
+// release gives back what a statement acquired.
+func (e *Engine) release(st *statement) {
+	for _, s := range st.peers {
+		if s.refs--; s.refs == 0 {
+			e.selections.drop(s)
+		}
+	}
+}
+
+// Explain returns the rules that a cookie stands for; nil for one that is unknown.
+func (e *Engine) Explain(c Cookie) []RuleRef {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.cookies.explain(c)
+}
+
+// UpdateIdentities adds and removes identities. An identity that comes again with other labels replaces the old one.
+// It returns a patch for each subject that is resolved and not forgotten and that changes.
+func (e *Engine) UpdateIdentities(add []identity.Identity, del []identity.ID) []Patch {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	ch := changes{}
+	for _, id := range del {
+		e.removeIdentity(id, ch)
+	}
+	for i := range add {
+		e.addIdentity(&add[i], ch)
+	}
+	return ch.patches()
+}
+
+// changes collects patches by subject.
+type changes map[*resolved]*Patch
+
+func (c changes) of(r *resolved) *Patch {
+	p, ok := c[r]
+	if !ok {
+		p = &Patch{Subject: r.key}
+		c[r] = p
+	}
+	return p
+}
+
+func (c changes) put(r *resolved, id identity.ID, t *Table) {
+	p := c.of(r)
+	if p.Put == nil {
+		p.Put = map[identity.ID]*Table{}
+	}
+	p.Put[id] = t
+	if i := slices.Index(p.Delete, id); i >= 0 {
+		p.Delete = slices.Delete(p.Delete, i, i+1)
+	}
+}
+
+func (c changes) del(r *resolved, id identity.ID) {
+	p := c.of(r)
+	delete(p.Put, id)
+	if !slices.Contains(p.Delete, id) {
+		p.Delete = append(p.Delete, id)
+	}
+}
+
+func (c changes) patches() []Patch {
+	out := make([]Patch, 0, len(c))
+	for _, p := range c {
+		slices.Sort(p.Delete)
+		out = append(out, *p)
+	}
+	slices.SortFunc(out, func(a, b Patch) int { return strings.Compare(string(a.Subject), string(b.Subject)) })
+	return out
+}
+
+func (e *Engine) removeIdentity(id identity.ID, ch changes) {
+	n, ok := e.slotOf[id]
+	if !ok {
+		return
+	}
+	i := &e.slots[n]
+	for _, s := range e.selections.holding(&i.Identity, &e.cfg) {
+		if at, ok := slices.BinarySearch(s.members, n); ok {
+			s.members = slices.Delete(s.members, at, at+1)
+		}
+		for _, u := range s.users {
+			if u.subject.peer(n) != nil {
+				u.subject.setPeer(n, nil)
+				ch.del(u.subject, id)
+			}
+		}
+	}
+	delete(e.slotOf, id)
+	e.slots[n] = slot{}
+	e.free = append(e.free, n)
+}
+
+func (e *Engine) addIdentity(i *identity.Identity, ch changes) {
+	if n, ok := e.slotOf[i.ID]; ok {
+		old := &e.slots[n].Identity
+		if old.Prefix == i.Prefix && slices.Equal(old.Labels, i.Labels) {
+			return
+		}
+		e.removeIdentity(i.ID, ch)
+	}
+	var n int32
+	if len(e.free) > 0 {
+		n = e.free[len(e.free)-1]
+		e.free = e.free[:len(e.free)-1]
+	} else {
+		n = int32(len(e.slots))
+		e.slots = append(e.slots, slot{})
+	}
+	e.slots[n] = slot{*i, true}
+	e.slotOf[i.ID] = n
+	var touched []*resolved
+	for _, s := range e.selections.holding(i, &e.cfg) {
+		at, _ := slices.BinarySearch(s.members, n)
+		s.members = slices.Insert(s.members, at, n)
+		for _, u := range s.users {
+			if len(u.subject.pending) == 0 {
+				touched = append(touched, u.subject)
+			}
+			u.subject.pending = append(u.subject.pending, u.index)
+		}
+	}
+	for _, r := range touched {
+		slices.Sort(r.pending)
+		t := e.classTable(r, r.pending)
+		r.pending = r.pending[:0]
+		if t != r.other {
+			r.setPeer(n, t)
+			ch.put(r, i.ID, t)
+		}
+	}
+}
+
+// Check is for callers that read the words from a user.
+func (c Config) Check() error {
+	switch c.Enforcement {
+	case "", EnforceDefault, EnforceAlways, EnforceNever:
+	default:
+		return fmt.Errorf("policy enforcement %q is unknown; use default, always or never", c.Enforcement)
+	}
+	switch c.AllowLocalhost {
+	case "", LocalhostAuto, LocalhostAlways, LocalhostPolicy:
+	default:
+		return fmt.Errorf("allow-localhost %q is unknown; use auto, always or policy", c.AllowLocalhost)
+	}
+	return nil
+}

@@ -1,0 +1,117 @@
+package policy
+
+import (
+	"net/netip"
+	"strings"
+
+	"porin/internal/identity"
+	"porin/internal/labels"
+)
+
+// EntityNames returns the words of fromEntities and toEntities.
+func EntityNames() []string {
+	return []string{"all", "world", "world-ipv4", "world-ipv6", "cluster", "cluster-mesh", "host", "remote-node",
+		"kube-apiserver", "ingress", "health", "init", "unmanaged", "none"}
+}
+
+// isWorkload tells whether i stands for pods, containers or processes: what endpoint selectors select unless they ask
+// for a reserved label. Reserved identities and addresses outside the cluster are not workloads.
+func isWorkload(i *identity.Identity) bool {
+	if i.ID < identity.MinCluster || i.ID.IsLocal() || i.Prefix.IsValid() {
+		return false
+	}
+	for _, l := range i.Labels {
+		if l.Source == labels.SourceReserved {
+			return false
+		}
+	}
+	return true
+}
+
+// is tells whether i is the reserved identity, by number or by label.
+func is(i *identity.Identity, id identity.ID) bool {
+	if i.ID == id {
+		return true
+	}
+	name := strings.TrimPrefix(id.String(), "reserved:")
+	for _, l := range i.Labels {
+		if l.Source == labels.SourceReserved && l.Key == name {
+			return true
+		}
+	}
+	return false
+}
+
+// inEntity tells whether i belongs to the entity. cluster is the name of our own cluster. The entity "all" never gets
+// here: it is everyone, known or not.
+func inEntity(i *identity.Identity, name, cluster string) bool {
+	switch name {
+	case "none":
+		return false
+	case "world":
+		return i.Prefix.IsValid() || is(i, identity.World) || is(i, identity.WorldIPv4) || is(i, identity.WorldIPv6)
+	case "world-ipv4":
+		return i.Prefix.IsValid() && i.Prefix.Addr().Is4() || !i.Prefix.IsValid() && is(i, identity.WorldIPv4)
+	case "world-ipv6":
+		return i.Prefix.IsValid() && i.Prefix.Addr().Is6() || !i.Prefix.IsValid() && is(i, identity.WorldIPv6)
+	case "cluster":
+		if isWorkload(i) {
+			own, named := i.Labels.Get(labels.SourceK8s, labels.KeyCluster)
+			return !named || cluster == "" || own == cluster
+		}
+		return inCluster(i)
+	case "cluster-mesh":
+		return isWorkload(i) || inCluster(i)
+	}
+	for _, r := range identity.Reserved() {
+		if r.ID.String() == "reserved:"+name {
+			return is(i, r.ID)
+		}
+	}
+	return false
+}
+
+// inCluster: the reserved identities that are part of the cluster.
+func inCluster(i *identity.Identity) bool {
+	for _, id := range []identity.ID{identity.Host, identity.Init, identity.Unmanaged, identity.RemoteNode,
+		identity.Ingress, identity.Health, identity.KubeAPIServer} {
+		if is(i, id) {
+			return true
+		}
+	}
+	return false
+}
+
+// outside returns the block of addresses that i stands for, if i is outside of the cluster: its own, or all addresses
+// of a family for the identities of the rest of the world. With one family in use, both blocks are "world".
+func outside(i *identity.Identity, dual bool) []netip.Prefix {
+	v4, v6 := netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	switch {
+	case i.Prefix.IsValid():
+		return []netip.Prefix{i.Prefix.Masked()}
+	case i.ID == identity.WorldIPv4:
+		return []netip.Prefix{v4}
+	case i.ID == identity.WorldIPv6:
+		return []netip.Prefix{v6}
+	case i.ID == identity.World && !dual:
+		return []netip.Prefix{v4, v6}
+	}
+	return nil
+}
+
+func covers(outer, inner netip.Prefix) bool {
+	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
+}
+
+// matches tells whether addresses of block are inside of c and of none of its excepts.
+func (c CIDR) matches(block netip.Prefix) bool {
+	if !covers(c.Prefix, block) {
+		return false
+	}
+	for _, e := range c.Except {
+		if covers(e, block) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,246 @@
+package policy
+
+import (
+	"cmp"
+	"slices"
+
+	"porin/internal/verdict"
+)
+
+// flattener turns the statements that apply to a class of peers into the rows of a verdict table. It is scratch of the
+// engine: used under its lock, one table at a time.
+//
+//	every protocol            ---- statements without ports ----------------------------------
+//	every port of TCP         ---- those, and statements for all of TCP ----------------------
+//	TCP 0..65535              ==|==========|=====|======|==============|===   cut where a range starts or ends;
+//	                            8000       8080  8081   9000                  each piece has one verdict
+//
+// A piece of one port becomes an exact row, a longer one a range; a piece that says what the line above says already
+// becomes no row.
+type flattener struct {
+	cookies  *cookies
+	implicit Cookie // of what no statement decides; only used when !isolated
+	isolated bool
+
+	groups []group // one per order, ascending
+	all    []*statement
+	active []*statement // in force at the current piece
+	counts []int        // per statement: its ports that cover the current piece
+	events []event
+	rows   []Row
+}
+
+// group sums up the statements in force of one tier and priority.
+type group struct {
+	order             uint32
+	deny, allow, pass ruleList
+}
+
+type event struct {
+	port  uint32
+	start bool
+	st    int32 // index in all
+}
+
+// table flattens sts. No statement may be there twice.
+func (f *flattener) table(sts []*statement) []Row {
+	f.all, f.rows = sts, f.rows[:0]
+	f.groups, f.active = f.groups[:0], f.active[:0]
+	ported := false
+	for _, s := range sts {
+		if s.ports == nil {
+			f.enter(s)
+		} else {
+			ported = true
+		}
+	}
+	base, decided := f.judge()
+	if decided {
+		f.rows = append(f.rows, Row{AnyPort: true, Verdict: base})
+	}
+	if ported {
+		f.protocols(base, decided)
+	}
+	slices.SortFunc(f.rows, compareRows)
+	return f.rows
+}
+
+// compareRows: by protocol, then exact ports, ranges, the protocol as a whole. Lookup relies on it.
+func compareRows(a, b Row) int {
+	return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.kind(), b.kind()), cmp.Compare(a.First, b.First))
+}
+
+func (r *Row) kind() int {
+	switch {
+	case r.AnyPort:
+		return 2
+	case r.First != r.Last:
+		return 1
+	}
+	return 0
+}
+
+func (f *flattener) group(order uint32) *group {
+	for i := range f.groups {
+		if f.groups[i].order == order {
+			return &f.groups[i]
+		}
+	}
+	f.groups = append(f.groups, group{order: order})
+	slices.SortFunc(f.groups, func(a, b group) int { return cmp.Compare(a.order, b.order) })
+	return f.group(order)
+}
+
+func (f *flattener) enter(s *statement) {
+	f.active = append(f.active, s)
+	f.group(s.order).list(s.effect).add(s.id)
+}
+
+func (f *flattener) leave(s *statement) {
+	i := slices.Index(f.active, s)
+	f.active[i] = f.active[len(f.active)-1]
+	f.active = f.active[:len(f.active)-1]
+	f.group(s.order).list(s.effect).remove(s.id)
+}
+
+func (g *group) list(e Effect) *ruleList {
+	switch e {
+	case EffectDeny:
+		return &g.deny
+	case EffectAllow:
+		return &g.allow
+	}
+	return &g.pass
+}
+
+// judge returns the verdict of the statements in force: the first group that has an opinion decides, deny before
+// allow before pass; pass skips the rest of its tier. decided is false where an isolated subject has no opinion: no
+// row says that.
+func (f *flattener) judge() (v PortVerdict, decided bool) {
+	skip := uint32(0) // tiers up to this one are passed
+	for i := range f.groups {
+		g := &f.groups[i]
+		if g.order>>16 <= skip && skip != 0 {
+			continue
+		}
+		switch {
+		case g.deny.n > 0:
+			return PortVerdict{Action: verdict.Deny, ExplicitDeny: true, Cookie: f.cookie(g, EffectDeny)}, true
+		case g.allow.n > 0:
+			return PortVerdict{Action: verdict.Allow, Cookie: f.cookie(g, EffectAllow)}, true
+		case g.pass.n > 0:
+			skip = g.order >> 16
+		}
+	}
+	if !f.isolated {
+		return PortVerdict{Action: verdict.Allow, Cookie: f.implicit}, true
+	}
+	return PortVerdict{}, false
+}
+
+// cookie names the statements in force of g that have the effect.
+func (f *flattener) cookie(g *group, e Effect) Cookie {
+	l := *g.list(e)
+	if !f.cookies.known(l) {
+		ids := make([]uint64, 0, l.n)
+		for _, s := range f.active {
+			if s.order == g.order && s.effect == e {
+				ids = append(ids, s.id)
+			}
+		}
+		f.cookies.remember(l, ids)
+	}
+	return l.cookie()
+}
+
+// protocols adds the rows that hold for one protocol only.
+func (f *flattener) protocols(base PortVerdict, based bool) {
+	var seen [256]bool
+	var protos []uint8
+	for _, s := range f.all {
+		for _, p := range s.ports {
+			for _, n := range p.protocols() {
+				if !seen[n] {
+					seen[n] = true
+					protos = append(protos, n)
+				}
+			}
+		}
+	}
+	common := len(f.active)
+	for _, proto := range protos {
+		f.events = f.events[:0]
+		f.counts = append(f.counts[:0], make([]int, len(f.all))...)
+		for i, s := range f.all {
+			whole := false
+			for _, p := range s.ports {
+				whole = whole || p.Any && (p.Proto == proto || p.AnyProto && p.covers(proto))
+			}
+			if whole {
+				f.enter(s)
+				continue
+			}
+			for _, p := range s.ports {
+				if p.covers(proto) {
+					f.events = append(f.events, event{uint32(p.First), true, int32(i)}, event{uint32(p.Last) + 1, false, int32(i)})
+				}
+			}
+		}
+		general, ok := base, based
+		if v, decided := f.judge(); decided && (!based || v != base) {
+			general, ok = v, true
+			f.rows = append(f.rows, Row{Proto: proto, AnyPort: true, Verdict: v})
+		}
+		f.pieces(proto, general, ok)
+		for len(f.active) > common {
+			f.leave(f.active[len(f.active)-1])
+		}
+	}
+}
+
+func (p Port) covers(proto uint8) bool {
+	if p.AnyProto {
+		return proto == ProtoTCP || proto == ProtoUDP || proto == ProtoSCTP
+	}
+	return p.Proto == proto
+}
+
+// pieces sweeps over the ports of a protocol and adds the rows that differ from the general verdict.
+func (f *flattener) pieces(proto uint8, general PortVerdict, based bool) {
+	slices.SortFunc(f.events, func(a, b event) int { return cmp.Compare(a.port, b.port) })
+	from := len(f.rows)    // rows of this protocol's pieces
+	open, gap := -1, false // the range that may go on, and whether a port was missing since
+	for i := 0; i < len(f.events); {
+		port := f.events[i].port
+		for ; i < len(f.events) && f.events[i].port == port; i++ {
+			ev := f.events[i]
+			if n := &f.counts[ev.st]; ev.start {
+				if *n++; *n == 1 {
+					f.enter(f.all[ev.st])
+				}
+			} else if *n--; *n == 0 {
+				f.leave(f.all[ev.st])
+			}
+		}
+		if i == len(f.events) {
+			break
+		}
+		last := f.events[i].port - 1
+		v, decided := f.judge()
+		if !decided || based && v == general {
+			gap = true // the general verdict: no row
+			continue
+		}
+		row := Row{Proto: proto, First: uint16(port), Last: uint16(last), Verdict: v}
+		if port == last {
+			f.rows = append(f.rows, row) // an exact row is found before any range: ranges may go on across it
+			continue
+		}
+		if open >= from && !gap && f.rows[open].Verdict == v {
+			f.rows[open].Last = row.Last
+			continue
+		}
+		open, gap = len(f.rows), false
+		f.rows = append(f.rows, row)
+	}
+}

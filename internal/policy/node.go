@@ -1,0 +1,306 @@
+package policy
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	yaml "go.yaml.in/yaml/v3"
+)
+
+// Limits of what Parse reads. A document beyond them is refused; none of them cuts anything silently.
+const (
+	maxFile  = 16 << 20 // bytes
+	maxDocs  = 20000    // per file
+	maxDepth = 32       // of nesting in one document
+	maxNodes = 2 << 20  // per file, aliases counted each time they are used
+	maxErrs  = 20       // reported per file
+)
+
+// FieldError is a mistake at one place of a document.
+type FieldError struct {
+	File  string
+	Line  int
+	Field string // path from the document's root; empty for the document itself
+	Text  string // what is wrong and what to do
+}
+
+func (e *FieldError) Error() string {
+	if e.Field == "" {
+		return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Text)
+	}
+	return fmt.Sprintf("%s:%d: %s: %s", e.File, e.Line, e.Field, e.Text)
+}
+
+// reader walks the documents of one file and collects mistakes.
+type reader struct {
+	file  string
+	first int // line before the document's first line
+	nodes int // read so far, over all documents
+	errs  []error
+}
+
+func (r *reader) fail(n *yaml.Node, field, format string, args ...any) {
+	if len(r.errs) == maxErrs {
+		r.errs = append(r.errs, fmt.Errorf("%s: more mistakes follow", r.file))
+	}
+	if len(r.errs) > maxErrs {
+		return
+	}
+	line := r.first + 1
+	if n != nil {
+		line = r.line(n)
+	}
+	r.errs = append(r.errs, &FieldError{File: r.file, Line: line, Field: field, Text: fmt.Sprintf(format, args...)})
+}
+
+func (r *reader) line(n *yaml.Node) int { return r.first + n.Line }
+
+// value is a node of the document with the path that leads to it.
+type value struct {
+	*yaml.Node
+	path string
+}
+
+func (v value) at(key string) string {
+	if v.path == "" {
+		return key
+	}
+	return v.path + "." + key
+}
+
+// split cuts a file into its documents, each with the number of lines before it. A line that starts with "---" ends a
+// document wherever it stands: YAML forbids it inside of text.
+func split(data []byte) (docs [][]byte, before []int) {
+	start, line, from := 0, 0, 0
+	for pos := 0; pos < len(data); line++ {
+		end := len(data)
+		if i := bytes.IndexByte(data[pos:], '\n'); i >= 0 {
+			end = pos + i + 1
+		}
+		if text := data[pos:end]; bytes.HasPrefix(text, []byte("---")) && (len(bytes.TrimRight(text, " \t\r\n")) == 3 || text[3] == ' ' || text[3] == '\t') {
+			docs, before = append(docs, data[start:pos]), append(before, from)
+			start, from = pos, line
+		}
+		pos = end
+	}
+	return append(docs, data[start:]), append(before, from)
+}
+
+// document parses one document into a tree without aliases. ok is false when there is none or it is unreadable.
+func (r *reader) document(data []byte) (v value, ok bool) {
+	var root yaml.Node
+	err := yaml.Unmarshal(data, &root)
+	if err != nil {
+		r.fail(nil, "", "not YAML: %s", strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\n", " "), "yaml: "))
+		return value{}, false
+	}
+	if root.Kind == 0 || len(root.Content) == 0 {
+		return value{}, false
+	}
+	top, err := r.expand(root.Content[0], 0)
+	if err != nil {
+		r.fail(top, "", "%s", err)
+		return value{}, false
+	}
+	if top.Tag == "!!null" {
+		return value{}, false
+	}
+	return value{top, ""}, true
+}
+
+// expand replaces aliases by copies, within the limits, and refuses tags that would change what a value means.
+func (r *reader) expand(n *yaml.Node, depth int) (*yaml.Node, error) {
+	if r.nodes++; r.nodes > maxNodes {
+		return n, fmt.Errorf("more than %d values in one file; split it", maxNodes)
+	}
+	if depth > maxDepth {
+		return n, fmt.Errorf("nested deeper than %d levels", maxDepth)
+	}
+	for n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	out := *n
+	out.Content = make([]*yaml.Node, len(n.Content))
+	for i, c := range n.Content {
+		e, err := r.expand(c, depth+1)
+		if err != nil {
+			return e, err
+		}
+		out.Content[i] = e
+	}
+	return &out, nil
+}
+
+// object is a mapping whose fields are taken one by one; what nobody took is a mistake.
+type object struct {
+	value
+	r      *reader
+	fields map[string]field
+	order  []string
+}
+
+type field struct {
+	key   *yaml.Node
+	val   value
+	taken bool
+}
+
+// object reads v as a mapping.
+func (r *reader) object(v value) (*object, bool) {
+	if v.Kind != yaml.MappingNode {
+		r.fail(v.Node, v.path, "%s where an object is expected", describe(v.Node))
+		return nil, false
+	}
+	o := &object{value: v, r: r, fields: make(map[string]field, len(v.Content)/2)}
+	for i := 0; i+1 < len(v.Content); i += 2 {
+		k, val := v.Content[i], v.Content[i+1]
+		name := k.Value
+		if k.Kind != yaml.ScalarNode || (k.Tag != "!!str" && k.Tag != "!!merge") {
+			r.fail(k, v.path, "the key %q is not text; quote it", name)
+			continue
+		}
+		if k.Tag == "!!merge" {
+			r.fail(k, v.path, "merge keys (<<) are not supported; write the fields out")
+			continue
+		}
+		if _, twice := o.fields[name]; twice {
+			r.fail(k, v.at(printable(name)), "the field is there twice")
+			continue
+		}
+		o.fields[name] = field{key: k, val: value{val, v.at(printable(name))}}
+		o.order = append(o.order, name)
+	}
+	return o, true
+}
+
+// take returns a field. A null is refused: it could mean "nothing" or "not given", and those differ.
+func (o *object) take(name string) (value, bool) {
+	f, ok := o.fields[name]
+	if !ok {
+		return value{}, false
+	}
+	f.taken = true
+	o.fields[name] = f
+	if f.val.Tag == "!!null" {
+		o.r.fail(f.key, f.val.path, "has no value; leave the field out, or write [] or {} or \"\" if empty is meant")
+		return value{}, false
+	}
+	return f.val, true
+}
+
+// skip takes fields whose content does not matter.
+func (o *object) skip(names ...string) {
+	for _, name := range names {
+		if f, ok := o.fields[name]; ok {
+			f.taken = true
+			o.fields[name] = f
+		}
+	}
+}
+
+// refuse says of fields that are part of the language but not of porin that they are not supported yet.
+func (o *object) refuse(names ...string) {
+	for _, name := range names {
+		if f, ok := o.fields[name]; ok {
+			f.taken = true
+			o.fields[name] = f
+			o.r.fail(f.key, f.val.path, "not supported yet; the whole document is refused, since a policy without this field would mean something else")
+		}
+	}
+}
+
+// done reports the fields that nobody took.
+func (o *object) done() {
+	for _, name := range o.order {
+		if f := o.fields[name]; !f.taken {
+			o.r.fail(f.key, f.val.path, "unknown field")
+		}
+	}
+}
+
+// list reads v as a sequence, whose elements must not be null.
+func (r *reader) list(v value) ([]value, bool) {
+	if v.Kind != yaml.SequenceNode {
+		r.fail(v.Node, v.path, "%s where a list is expected", describe(v.Node))
+		return nil, false
+	}
+	out := make([]value, 0, len(v.Content))
+	for i, c := range v.Content {
+		e := value{c, fmt.Sprintf("%s[%d]", v.path, i)}
+		if c.Tag == "!!null" {
+			r.fail(c, e.path, "has no value; write {} or take the element out")
+			continue
+		}
+		out = append(out, e)
+	}
+	return out, true
+}
+
+// text reads v as a string without control characters.
+func (r *reader) text(v value) (string, bool) {
+	if v.Kind != yaml.ScalarNode || v.Tag != "!!str" {
+		r.fail(v.Node, v.path, "%s where text is expected; quote it", describe(v.Node))
+		return "", false
+	}
+	if hasControl(v.Value) {
+		r.fail(v.Node, v.path, "control characters are not allowed")
+		return "", false
+	}
+	return v.Value, true
+}
+
+func (r *reader) boolean(v value) (bool, bool) {
+	if v.Kind == yaml.ScalarNode && v.Tag == "!!bool" {
+		switch v.Value {
+		case "true", "True", "TRUE":
+			return true, true
+		case "false", "False", "FALSE":
+			return false, true
+		}
+	}
+	r.fail(v.Node, v.path, "%s where true or false is expected", describe(v.Node))
+	return false, false
+}
+
+func describe(n *yaml.Node) string {
+	switch n.Kind {
+	case yaml.MappingNode:
+		return "an object"
+	case yaml.SequenceNode:
+		return "a list"
+	}
+	if n.Tag == "!!null" {
+		return "nothing"
+	}
+	return fmt.Sprintf("%.60q", n.Value)
+}
+
+// hasControl tells whether s could upset a terminal or a log. Bytes that are not UTF-8 count.
+func hasControl(s string) bool {
+	return strings.ContainsFunc(s, isControl)
+}
+
+func isControl(c rune) bool {
+	switch {
+	case c < 0x20, c >= 0x7f && c < 0xa0, c == 0xfffd:
+		return true
+	case c >= 0x200b && c <= 0x200f, c >= 0x2028 && c <= 0x202e, c >= 0x2066 && c <= 0x2069, c == 0xfeff:
+		return true // invisible, or changes the direction of the text around it
+	}
+	return false
+}
+
+// printable returns s fit for an error message.
+func printable(s string) string {
+	if len(s) > 80 {
+		s = s[:80] + "..."
+	}
+	if hasControl(s) || strings.ContainsAny(s, ". []") {
+		return fmt.Sprintf("%q", s)
+	}
+	return s
+}
+
+func (r *reader) err() error { return errors.Join(r.errs...) }

@@ -1,0 +1,249 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"porin/internal/identity"
+	"porin/internal/labels"
+)
+
+// selection is one distinct set of peers, shared by every rule that names it: an endpoint selector with its scope, an
+// entity, or a CIDR without its excepts. It knows the identities that it holds at any time.
+type selection struct {
+	key     string
+	want    selector // endpoints
+	entity  string
+	cidr    CIDR
+	members []int32 // slots of identities, ascending
+	users   []use   // resolved subjects that depend on it
+	refs    int     // statements that name it
+
+	round uint64 // scratch: the last walk that met it, and its number in that walk
+	index int32
+}
+
+type use struct {
+	subject *resolved
+	index   int32 // of the selection in subject.selections
+}
+
+// selector is an endpoint selector with what its document adds.
+type selector struct {
+	labels.Selector
+	workload bool // matches workloads only
+}
+
+func (s *selector) matches(i *identity.Identity) bool {
+	return (!s.workload || isWorkload(i)) && s.Selector.Matches(i.Labels)
+}
+
+// scope adds to a selector what its document implies. Selectors mean workloads, of the policy's own namespace unless
+// they speak of namespaces themselves - except those that require a reserved label, which mean just that.
+func scope(s labels.Selector, namespace string, subject bool) selector {
+	named := false
+	for _, q := range s.Requirements() {
+		if q.Source == labels.SourceReserved && q.Positive() {
+			return selector{Selector: s}
+		}
+		named = named || q.Source == labels.SourceK8s && isNamespaceKey(q.Key)
+	}
+	if namespace != "" && (!named || subject) {
+		own := labels.Requirement{Source: labels.SourceK8s, Key: labels.KeyNamespace, Operator: labels.In, Values: []string{namespace}}
+		if scoped, err := s.And(own); err == nil {
+			return selector{scoped, true}
+		}
+		// A namespace that is no label value: no identity can carry it. Parse refuses it before.
+		none, _ := labels.NewSelector(labels.Requirement{Source: labels.SourceReserved, Key: "none", Operator: labels.Exists})
+		return selector{none, true}
+	}
+	return selector{s, true}
+}
+
+// isNamespaceKey tells whether a requirement on key says which namespaces are meant.
+func isNamespaceKey(key string) bool {
+	return key == labels.KeyNamespace || strings.HasPrefix(key, labels.KeyNamespaceLabels)
+}
+
+// matches tells whether the selection holds i.
+func (s *selection) matches(i *identity.Identity, cfg *Config) bool {
+	switch {
+	case s.entity != "":
+		return inEntity(i, s.entity, cfg.Cluster)
+	case s.cidr.Prefix.IsValid():
+		return slices.ContainsFunc(outside(i, cfg.DualStack), s.cidr.matches)
+	}
+	return s.want.matches(i)
+}
+
+// anchor is a (key, value) that a label set must hold to satisfy a selector; any value if the operator is Exists.
+type anchor struct {
+	key, value string
+	exists     bool
+}
+
+// anchors returns labels of which each set that satisfies s holds at least one, the rarest guess first; none if s can
+// be satisfied without any label.
+func anchors(s labels.Selector) []anchor {
+	var best []anchor
+	rank := -1
+	for _, q := range s.Requirements() {
+		if !q.Positive() {
+			continue
+		}
+		r := 2
+		switch {
+		case q.Operator == labels.Exists:
+			r = 0
+		case isNamespaceKey(q.Key):
+			r = 1
+		}
+		if r <= rank {
+			continue
+		}
+		rank, best = r, nil
+		if q.Operator == labels.Exists {
+			best = []anchor{{key: q.Key, exists: true}}
+			continue
+		}
+		for _, v := range q.Values {
+			best = append(best, anchor{key: q.Key, value: v})
+		}
+	}
+	return best
+}
+
+// byLabel finds selectors by the labels of an identity without asking each.
+type byLabel[T comparable] struct {
+	anchored map[anchor][]T
+	loose    []T // could match whatever the labels are
+}
+
+func (x *byLabel[T]) add(s labels.Selector, t T) {
+	if x.anchored == nil {
+		x.anchored = map[anchor][]T{}
+	}
+	as := anchors(s)
+	if as == nil {
+		x.loose = append(x.loose, t)
+	}
+	for _, a := range as {
+		x.anchored[a] = append(x.anchored[a], t)
+	}
+}
+
+func (x *byLabel[T]) remove(s labels.Selector, t T) {
+	as := anchors(s)
+	if as == nil {
+		x.loose = without(x.loose, t)
+	}
+	for _, a := range as {
+		if rest := without(x.anchored[a], t); len(rest) == 0 {
+			delete(x.anchored, a)
+		} else {
+			x.anchored[a] = rest
+		}
+	}
+}
+
+func without[T comparable](list []T, t T) []T {
+	if i := slices.Index(list, t); i >= 0 {
+		return slices.Delete(list, i, i+1)
+	}
+	return list
+}
+
+// find calls f for each that may match ls. One with several anchors, or whose key comes from several sources, may come
+// twice.
+func (x *byLabel[T]) find(ls labels.Labels, f func(T)) {
+	for _, t := range x.loose {
+		f(t)
+	}
+	for i := range ls {
+		for _, t := range x.anchored[anchor{key: ls[i].Key, value: ls[i].Value}] {
+			f(t)
+		}
+		for _, t := range x.anchored[anchor{key: ls[i].Key, exists: true}] {
+			f(t)
+		}
+	}
+}
+
+// selections is every selection in use, found by key, by label and by address block.
+type selections struct {
+	byKey    map[string]*selection
+	byLabel  byLabel[*selection]
+	entities []*selection
+	byBlock  map[netip.Prefix][]*selection
+	lengths  [2][129]int // selections per prefix length, IPv4 and IPv6
+	round    uint64      // number of the walk that last used the scratch fields
+}
+
+func family(p netip.Prefix) int {
+	if p.Addr().Is4() {
+		return 0
+	}
+	return 1
+}
+
+func (x *selections) index(s *selection) {
+	switch {
+	case s.entity != "":
+		x.entities = append(x.entities, s)
+	case s.cidr.Prefix.IsValid():
+		x.byBlock[s.cidr.Prefix] = append(x.byBlock[s.cidr.Prefix], s)
+		x.lengths[family(s.cidr.Prefix)][s.cidr.Prefix.Bits()]++
+	default:
+		x.byLabel.add(s.want.Selector, s)
+	}
+	x.byKey[s.key] = s
+}
+
+func (x *selections) drop(s *selection) {
+	switch {
+	case s.entity != "":
+		x.entities = without(x.entities, s)
+	case s.cidr.Prefix.IsValid():
+		if rest := without(x.byBlock[s.cidr.Prefix], s); len(rest) == 0 {
+			delete(x.byBlock, s.cidr.Prefix)
+		} else {
+			x.byBlock[s.cidr.Prefix] = rest
+		}
+		x.lengths[family(s.cidr.Prefix)][s.cidr.Prefix.Bits()]--
+	default:
+		x.byLabel.remove(s.want.Selector, s)
+	}
+	delete(x.byKey, s.key)
+}
+
+// holding returns the selections that hold i, each once.
+func (x *selections) holding(i *identity.Identity, cfg *Config) []*selection {
+	var out []*selection
+	for _, s := range x.entities {
+		if s.matches(i, cfg) {
+			out = append(out, s)
+		}
+	}
+	for _, block := range outside(i, cfg.DualStack) {
+		for bits := block.Bits(); bits >= 0; bits-- {
+			if x.lengths[family(block)][bits] == 0 {
+				continue
+			}
+			outer, _ := block.Addr().Prefix(bits)
+			for _, s := range x.byBlock[outer] {
+				if s.cidr.matches(block) {
+					out = append(out, s)
+				}
+			}
+		}
+	}
+	x.round++
+	x.byLabel.find(i.Labels, func(s *selection) {
+		if s.round != x.round && s.want.matches(i) {
+			s.round = x.round
+			out = append(out, s)
+		}
+	})
+	return out
+}
