@@ -4,6 +4,7 @@
 package endpoint
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"time"
@@ -30,8 +31,9 @@ const (
 type Endpoint struct {
 	ID          uint16            `json:"id"` // 1..65535, unique on the node
 	ContainerID string            `json:"container-id"`
-	IfName      string            `json:"ifname"` // in the workload
-	Netns       string            `json:"netns"`  // path
+	IfName      string            `json:"ifname"`            // in the workload
+	Netns       string            `json:"netns"`             // path
+	Network     string            `json:"network,omitempty"` // name of the CNI network that asked for it
 	Namespace   string            `json:"namespace"`
 	Pod         string            `json:"pod"`
 	Labels      labels.Labels     `json:"labels"`          // all of them
@@ -50,6 +52,12 @@ type Endpoint struct {
 	Revision    uint64            `json:"revision"` // policy revision in force
 	Created     time.Time         `json:"created"`
 }
+
+// Attachment of the endpoint; without a container id when it was rebuilt from the kernel.
+func (e Endpoint) Attachment() Attachment { return Attachment{e.ContainerID, e.IfName} }
+
+// owner is the name under which it holds its addresses.
+func (e Endpoint) owner() string { return e.Device }
 
 // Name is what people call it: namespace/pod, else the container id.
 func (e Endpoint) Name() string {
@@ -71,7 +79,8 @@ type Datapath interface {
 	DeleteDevice(name string) error
 
 	// PutSubject writes a subject completely: verdict tables first, then its peers. No packet uses it before an
-	// endpoint points to it.
+	// endpoint points to it. Called again for a key that was written before, it makes the rows exactly those of s:
+	// an earlier write or patch may have ended half way.
 	PutSubject(s *policy.Subject) error
 	// PatchSubject changes rows of a subject in place.
 	PatchSubject(p policy.Patch) error
@@ -90,4 +99,39 @@ type Datapath interface {
 	// Commit makes every cached verdict stale and, a grace period later, frees subjects and tables that no endpoint
 	// uses. Called once after the writes of one change.
 	Commit() error
+}
+
+// Survivors is implemented by a Datapath that can read back what an earlier run of the agent left in the kernel. With
+// it an endpoint whose state file is damaged or lost is rebuilt; without, it stays denied until it is deleted.
+type Survivors interface {
+	// Survivors returns a row for every workload that the kernel still knows: ID, Identity, IPv4, IPv6, MAC, Ifindex,
+	// and Device as it is called now (empty if the device is gone).
+	Survivors() ([]Endpoint, error)
+}
+
+// Checker is implemented by a Datapath that can look at the workload's side too.
+type Checker interface {
+	// CheckDevice compares ep's device, addresses and routes in its network namespace with what CreateDevice made.
+	CheckDevice(ep Endpoint) error
+}
+
+// Identities is what endpoints need of the allocator of identities.
+type Identities interface {
+	Allocate(ctx context.Context, ls labels.Labels) (identity.Identity, error)
+	Release(ctx context.Context, id identity.ID) error
+	Restore(id identity.ID, ls labels.Labels) error
+	Get(id identity.ID) (identity.Identity, bool)
+	List() []identity.Identity
+	AllocateCIDR(p netip.Prefix) (id identity.Identity, isNew bool, err error)
+	ReleaseCIDR(p netip.Prefix) (id identity.ID, last bool)
+}
+
+// Policy is what endpoints need of the policy engine.
+type Policy interface {
+	UpdatePolicies(put []*policy.Policy, del []policy.Ref)
+	Policies() []*policy.Policy
+	CIDRs(ps []*policy.Policy) []netip.Prefix
+	UpdateIdentities(add []identity.Identity, del []identity.ID) []policy.Patch
+	Resolve(id identity.Identity) (ingress, egress *policy.Subject, err error)
+	Forget(key policy.SubjectKey)
 }
