@@ -29,6 +29,7 @@ const (
 	HostMapPolicyPorts    = "policy_ports"
 	HostMapPolicyRanges   = "policy_ranges"
 	HostMapPrefixes       = "prefixes"
+	HostMapScratch        = "scratch"
 	HostMapSettings       = "settings"
 	HostProgHostEgress    = "host_egress"
 	HostProgUplinkEgress  = "uplink_egress"
@@ -99,6 +100,7 @@ type HostMapSpecs struct {
 	PolicyPorts  *ebpf.MapSpec `ebpf:"policy_ports"`
 	PolicyRanges *ebpf.MapSpec `ebpf:"policy_ranges"`
 	Prefixes     *ebpf.MapSpec `ebpf:"prefixes"`
+	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
 	Settings     *ebpf.MapSpec `ebpf:"settings"`
 }
 
@@ -141,6 +143,7 @@ type HostMaps struct {
 	PolicyPorts  *ebpf.Map `ebpf:"policy_ports"`
 	PolicyRanges *ebpf.Map `ebpf:"policy_ranges"`
 	Prefixes     *ebpf.Map `ebpf:"prefixes"`
+	Scratch      *ebpf.Map `ebpf:"scratch"`
 	Settings     *ebpf.Map `ebpf:"settings"`
 }
 
@@ -159,6 +162,7 @@ func (m *HostMaps) Close() error {
 		m.PolicyPorts,
 		m.PolicyRanges,
 		m.Prefixes,
+		m.Scratch,
 		m.Settings,
 	)
 }

@@ -29,6 +29,7 @@ const (
 	PodMapPolicyPorts  = "policy_ports"
 	PodMapPolicyRanges = "policy_ranges"
 	PodMapPrefixes     = "prefixes"
+	PodMapScratch      = "scratch"
 	PodMapSettings     = "settings"
 	PodProgPodEgress   = "pod_egress"
 )
@@ -95,6 +96,7 @@ type PodMapSpecs struct {
 	PolicyPorts  *ebpf.MapSpec `ebpf:"policy_ports"`
 	PolicyRanges *ebpf.MapSpec `ebpf:"policy_ranges"`
 	Prefixes     *ebpf.MapSpec `ebpf:"prefixes"`
+	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
 	Settings     *ebpf.MapSpec `ebpf:"settings"`
 }
 
@@ -137,6 +139,7 @@ type PodMaps struct {
 	PolicyPorts  *ebpf.Map `ebpf:"policy_ports"`
 	PolicyRanges *ebpf.Map `ebpf:"policy_ranges"`
 	Prefixes     *ebpf.Map `ebpf:"prefixes"`
+	Scratch      *ebpf.Map `ebpf:"scratch"`
 	Settings     *ebpf.Map `ebpf:"settings"`
 }
 
@@ -155,6 +158,7 @@ func (m *PodMaps) Close() error {
 		m.PolicyPorts,
 		m.PolicyRanges,
 		m.Prefixes,
+		m.Scratch,
 		m.Settings,
 	)
 }

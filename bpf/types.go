@@ -186,7 +186,8 @@ type CTEntry struct {
 	Flags      uint8
 	TCPFlags   uint8
 	ProxyPort  Port
-	_          uint16
+	Reason     uint8 // when Action denies
+	Direction  uint8 // that denied
 	_          uint32
 	Reported   uint64
 	LoToHi     CTCount
@@ -226,7 +227,9 @@ type FragKey struct {
 type FragEntry struct {
 	Sport   Port
 	Dport   Port
-	_       uint32
+	Proto   uint8
+	Words   uint8
+	_       uint16
 	Expires uint64
 }
 

@@ -133,8 +133,9 @@ struct ct_entry {
 	__u8 flags;       /* CT_* */
 	__u8 tcp_flags;   /* flags seen of both directions, ORed: a new one makes an event */
 	__be16 proxy_port;
-	__u16 pad;
-	__u32 pad2;
+	__u8 reason;    /* enum drop_reason, when action denies */
+	__u8 direction; /* enum direction that denied */
+	__u32 pad;
 	__u64 reported; /* last periodic event, ns */
 	struct ct_count lo_to_hi;
 	struct ct_count hi_to_lo;
@@ -171,14 +172,16 @@ struct frag_key {
 	struct addr src;
 	struct addr dst;
 	__u32 id;
-	__u8 proto;
+	__u8 proto; /* IPv6: 0, the identification alone names the datagram (RFC 8200) */
 	__u8 pad[3];
 };
 
 struct frag_entry {
-	__be16 sport;
-	__be16 dport;
-	__u32 pad;
+	__be16 sport; /* ICMP: identifier */
+	__be16 dport; /* ICMP: type and code */
+	__u8 proto;   /* of the datagram's transport header */
+	__u8 words;   /* 8-byte words of the datagram that the transport header reaches into: later fragments start behind */
+	__u16 pad;
 	__u64 expires; /* CLOCK_MONOTONIC ns; a datagram is reassembled within 30 s or never (RFC 791, RFC 8200) */
 };
 

@@ -16,6 +16,7 @@ enum verdict {
 	V_PEER = 4,      /* into the network namespace of the pod behind p->out_ifindex */
 	V_NEIGH = 5,     /* out of p->out_ifindex, the kernel resolves the neighbour */
 	V_REPLY = 6,     /* answered in place (ARP, ND): back out of the device it came from */
+	V_HOST = 7,      /* to this node's IP stack, as if it came in by porin_host */
 };
 
 enum action {

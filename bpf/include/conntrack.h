@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+
+#include "icmp.h"
+#include "judge.h"
+#include "packet.h"
+
+/*
+ * Flows. One entry per flow, found by one lookup from either direction and from either pod of a same-node flow; it
+ * holds the verdict of the policy epoch in which it was judged last.
+ *
+ *            SYN or first packet, allowed            reply                    FIN of both, or RST
+ *   (none) -----------------------------> 60 s -------------> TCP: 8000 s -------------------------> 10 s -> (none)
+ *                                                  others: 60 s
+ */
+
+#define SECOND 1000000000ULL
+#define LIFE_ESTABLISHED (8000 * SECOND)
+#define LIFE_CLOSING (10 * SECOND)
+#define LIFE_OTHER (60 * SECOND)
+
+static __always_inline bool conntrack_closing(__u8 flags)
+{
+	return flags & CTF_RST || (flags & (CTF_LO_FIN | CTF_HI_FIN)) == (CTF_LO_FIN | CTF_HI_FIN);
+}
+
+static __always_inline __u64 conntrack_life(const struct packet *p, __u8 flags)
+{
+	if (p->proto != IPPROTO_TCP)
+		return LIFE_OTHER;
+	if (conntrack_closing(flags))
+		return LIFE_CLOSING;
+	return flags & CTF_SEEN_REPLY && !(p->tcp_flags & TCP_SYN) ? LIFE_ESTABLISHED : LIFE_OTHER;
+}
+
+static __always_inline __u8 conntrack_close_flags(const struct packet *p)
+{
+	__u8 flags = 0;
+
+	if (p->tcp_flags & TCP_FIN)
+		flags |= p->src_hi ? CTF_HI_FIN : CTF_LO_FIN;
+	if (p->tcp_flags & TCP_RST)
+		flags |= CTF_RST;
+	return flags;
+}
+
+/* Which flow a packet belongs to. Leaves *entry NULL for a new one. */
+static __always_inline enum verdict conntrack_find(struct __sk_buff *ctx, struct packet *p, struct ct_entry **entry)
+{
+	struct ct_entry *e;
+	bool first;
+
+	*entry = NULL;
+	if (p->flags & PF_ERROR) {
+		enum verdict v = icmp_inner(ctx, p);
+
+		if (v != NEXT)
+			return v;
+	} else {
+		conntrack_key(p, &p->src, &p->dst, p->sport, p->dport, p->proto, is_echo(p), is_echo_reply(p));
+	}
+	e = bpf_map_lookup_elem(&conntrack, &p->key);
+	if (e && e->expires < p->now)
+		e = NULL;
+	first = e && e->initiator == p->src_hi;
+	if (p->flags & PF_ERROR) {
+		/* About a packet that went this way: the initiator's, or an answer once there was one. */
+		if (!e || (!first && !(e->flags & CTF_SEEN_REPLY)))
+			return drop(p, DROP_CT_NO_FLOW);
+		p->status = CT_RELATED;
+		*entry = e;
+		return NEXT;
+	}
+	/* Whoever sends a bare SYN begins a flow: the responder of a live one has no right to it by that flow, and the
+	 * initiator's old one is over.
+	 */
+	if (e && p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
+	    (!first || conntrack_closing(e->flags)))
+		e = NULL;
+	if (e) {
+		p->status = first ? CT_ESTABLISHED : CT_REPLY;
+		*entry = e;
+		return p->flags & PF_NATTED && first ? drop(p, DROP_CT_NO_FLOW) : NEXT;
+	}
+	if (p->flags & PF_NATTED || is_echo_reply(p))
+		return drop(p, DROP_CT_NO_FLOW);
+	if (p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_RST || (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK)))
+		return drop(p, DROP_CT_NO_FLOW);
+	p->status = CT_NEW;
+	return NEXT;
+}
+
+static __always_inline enum verdict conntrack_create(struct packet *p, const struct judgement *j)
+{
+	struct ct_entry e = {};
+
+	e.created = p->now;
+	e.reported = p->now;
+	e.epoch = p->epoch;
+	e.lo_ifindex = j->lo.ifindex;
+	e.hi_ifindex = j->hi.ifindex;
+	e.lo_identity = j->lo.identity;
+	e.hi_identity = j->hi.identity;
+	e.cookie_out = j->out.cookie;
+	e.cookie_in = j->in.cookie;
+	e.initiator = p->src_hi;
+	e.action = p->action;
+	e.tcp_flags = p->tcp_flags;
+	e.flags = conntrack_close_flags(p);
+	e.expires = p->now + conntrack_life(p, e.flags);
+	if (p->src_hi) {
+		e.hi_to_lo.packets = 1;
+		e.hi_to_lo.bytes = p->len;
+	} else {
+		e.lo_to_hi.packets = 1;
+		e.lo_to_hi.bytes = p->len;
+	}
+	if (bpf_map_update_elem(&conntrack, &p->key, &e, BPF_ANY))
+		return drop(p, DROP_CT_INSERT);
+	p->event = EVENT_POLICY_VERDICT;
+	return NEXT;
+}
+
+/* Both rulings as one word. */
+static __always_inline void conntrack_sentence(struct packet *p, const struct judgement *j)
+{
+	p->cookie_out = j->out.cookie;
+	p->cookie_in = j->in.cookie;
+	p->action = ACTION_ALLOW;
+	p->reason = REASON_NONE;
+	if (j->out.action == ACTION_DENY) {
+		p->action = ACTION_DENY;
+		p->reason = j->out.reason;
+		p->direction = DIR_EGRESS;
+	} else if (j->in.action == ACTION_DENY) {
+		p->action = ACTION_DENY;
+		p->reason = j->in.reason;
+		p->direction = DIR_INGRESS;
+	} else if (j->out.action == ACTION_REDIRECT || j->in.action == ACTION_REDIRECT) {
+		p->action = ACTION_DENY; /* no proxy listens: refused, never bypassed */
+		p->reason = DROP_PROXY_DOWN;
+		p->direction = j->out.action == ACTION_REDIRECT ? DIR_EGRESS : DIR_INGRESS;
+	} else if (j->out.action == ACTION_AUDIT || j->in.action == ACTION_AUDIT) {
+		p->action = ACTION_AUDIT;
+	}
+}
+
+/* Only the pod's own device may bring packets with its address, and only this node's stack those of the node. */
+static __always_inline enum verdict conntrack_source(struct packet *p)
+{
+	if (!(p->flags & PF_OWN) &&
+	    (p->src_ifindex || (p->point == POINT_FROM_NETWORK && p->src_identity == IDENTITY_HOST)))
+		return drop(p, DROP_INVALID_SOURCE_IP);
+	return NEXT;
+}
+
+/* Judges a new flow, or an old one whose verdict is of another epoch. */
+static __noinline enum verdict conntrack_judge(struct packet *p, struct ct_entry *e)
+{
+	bool first_hi = e ? e->initiator : p->src_hi;
+	struct judgement j;
+	struct side *src, *dst;
+	enum verdict v;
+
+	v = judge_flow(p, &j, first_hi, p->echo);
+	if (v != NEXT)
+		return v;
+	src = p->src_hi ? &j.hi : &j.lo;
+	dst = p->src_hi ? &j.lo : &j.hi;
+	if (p->flags & PF_ERROR) /* goes back to the sender of the packet it is about */
+		dst = src;
+	p->dst_identity = dst->identity;
+	p->dst_ifindex = dst->ifindex;
+	p->dst_ep = dst->ep;
+	if (!(p->flags & PF_ERROR)) {
+		p->src_identity = src->identity;
+		p->src_ifindex = src->ifindex;
+		p->src_ep = src->ep;
+		v = conntrack_source(p);
+		if (v != NEXT)
+			return v;
+		if (src->flags & PEER_NO_OWNER)
+			return drop(p, DROP_INVALID_SOURCE_IP);
+	}
+	if (dst->flags & PEER_NO_OWNER)
+		return drop(p, DROP_UNKNOWN_L3_TARGET);
+	conntrack_sentence(p, &j);
+	if (!e)
+		return p->action == ACTION_DENY ? V_DROP : conntrack_create(p, &j);
+	e->lo_ifindex = j.lo.ifindex;
+	e->hi_ifindex = j.hi.ifindex;
+	e->lo_identity = j.lo.identity;
+	e->hi_identity = j.hi.identity;
+	e->cookie_out = j.out.cookie;
+	e->cookie_in = j.in.cookie;
+	e->reason = p->reason;
+	e->direction = p->direction;
+	e->action = p->action;
+	barrier();
+	e->epoch = p->epoch; /* last: another CPU takes the cached verdict as soon as it sees this */
+	return p->action == ACTION_DENY ? V_DROP : NEXT;
+}
+
+/* The cached verdict and both ends, as the packet sees them. */
+static __always_inline enum verdict conntrack_cached(struct packet *p, const struct ct_entry *e)
+{
+	bool dst_hi = !p->src_hi;
+
+	if (p->flags & PF_ERROR)
+		dst_hi = p->src_hi;
+	p->dst_ifindex = dst_hi ? e->hi_ifindex : e->lo_ifindex;
+	p->dst_identity = dst_hi ? e->hi_identity : e->lo_identity;
+	if (!(p->flags & PF_ERROR)) {
+		p->src_ifindex = dst_hi ? e->lo_ifindex : e->hi_ifindex;
+		p->src_identity = dst_hi ? e->lo_identity : e->hi_identity;
+	}
+	p->cookie_out = e->cookie_out;
+	p->cookie_in = e->cookie_in;
+	p->action = e->action;
+	if (e->action != ACTION_ALLOW && e->action != ACTION_AUDIT) {
+		p->direction = e->direction;
+		return drop(p, e->reason ? e->reason : DROP_INTERNAL);
+	}
+	return NEXT;
+}
+
+/* Who sends an ICMP error need not be an end of the flow. */
+static __noinline enum verdict conntrack_error_source(struct packet *p)
+{
+	const struct settings *s = settings_get();
+	struct side side = {};
+
+	if (!s)
+		return drop(p, DROP_INTERNAL);
+	if (p->flags & PF_OWN)
+		return NEXT;
+	judge_peer(s, &p->src, &side);
+	p->src_identity = side.identity;
+	p->src_ifindex = side.ifindex;
+	if (side.flags & PEER_NO_OWNER)
+		return drop(p, DROP_INVALID_SOURCE_IP);
+	return conntrack_source(p);
+}
+
+/* A packet of a live, allowed flow: counters, life, and whether it is worth an event. */
+static __always_inline void conntrack_count(const struct settings *s, struct packet *p, struct ct_entry *e)
+{
+	__u64 expires;
+	__u8 flags = e->flags, seen;
+
+	if (p->src_hi) {
+		e->hi_to_lo.packets++;
+		e->hi_to_lo.bytes += p->len;
+	} else {
+		e->lo_to_hi.packets++;
+		e->lo_to_hi.bytes += p->len;
+	}
+	if (p->status == CT_REPLY && !(flags & CTF_SEEN_REPLY)) {
+		flags |= CTF_SEEN_REPLY;
+		p->event = EVENT_TRACE;
+	}
+	if (p->proto == IPPROTO_TCP) {
+		flags |= conntrack_close_flags(p);
+		seen = e->tcp_flags | p->tcp_flags;
+		if (seen != e->tcp_flags) {
+			if ((seen ^ e->tcp_flags) & (TCP_FIN | TCP_RST))
+				p->event = EVENT_TRACE;
+			e->tcp_flags = seen;
+		}
+	}
+	if (flags != e->flags)
+		e->flags = flags;
+	expires = p->now + conntrack_life(p, flags);
+	/* Not for less than a second: the entry's cache line stays clean on the other CPUs. */
+	if (expires > e->expires + SECOND || (p->proto == IPPROTO_TCP && conntrack_closing(flags) && expires < e->expires))
+		e->expires = expires;
+	if (s->report_interval && p->now - e->reported >= s->report_interval) {
+		e->reported = p->now;
+		p->event = EVENT_TRACE;
+	}
+}
+
+/* Verdict of the flow that conntrack_find named. */
+static __always_inline enum verdict conntrack_verdict(struct packet *p, struct ct_entry *e)
+{
+	const struct settings *s = settings_get();
+	enum verdict v;
+
+	if (!s)
+		return drop(p, DROP_INTERNAL);
+	if (e && e->epoch == p->epoch) {
+		v = conntrack_cached(p, e);
+		if (v == NEXT && !(p->flags & PF_ERROR))
+			v = conntrack_source(p);
+	} else {
+		v = conntrack_judge(p, e);
+	}
+	if (v == NEXT && p->flags & PF_ERROR)
+		return conntrack_error_source(p);
+	if (v == NEXT && e)
+		conntrack_count(s, p, e);
+	if (v == NEXT && p->flags & PF_FIRST && !(p->flags & PF_NATTED))
+		v = fragment_store(p);
+	return v;
+}

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+
+#include "packet.h"
+
+/* Flow events: a drop, a judged flow, its first answer, a TCP flag not seen before, a sign of life. Nothing else. */
+
+static __noinline void event_lost(void)
+{
+	__u32 zero = 0;
+	__u64 *n = bpf_map_lookup_elem(&lost, &zero);
+
+	if (n)
+		(*n)++;
+}
+
+static __always_inline __u8 event_point(const struct packet *p, enum verdict v)
+{
+	switch (v) {
+	case V_PEER:
+		return POINT_TO_ENDPOINT;
+	case V_HOST:
+		return p->dst_identity == IDENTITY_HOST ? POINT_TO_HOST : POINT_TO_STACK;
+	case V_REDIRECT:
+		return p->dst_ifindex ? POINT_TO_ENDPOINT : POINT_TO_NETWORK;
+	case V_NEIGH:
+		return POINT_TO_NETWORK;
+	default:
+		return p->point;
+	}
+}
+
+static __noinline void event_send(struct __sk_buff *ctx, struct packet *p, enum verdict v)
+{
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	__u32 snap = p->len;
+
+	if (!e) {
+		event_lost();
+		return;
+	}
+	__builtin_memset(e, 0, offsetof(struct event, snap));
+	e->time = bpf_ktime_get_ns();
+	if (p->flags & PF_L3) {
+		e->src = p->src;
+		e->dst = p->dst;
+		e->proto = p->proto;
+	}
+	if (p->flags & PF_L4) {
+		e->sport = p->sport;
+		e->dport = p->dport;
+		if (is_icmp(p->proto)) {
+			e->sport = bpf_htons(p->icmp_type);
+			e->dport = bpf_htons(p->icmp_code);
+		}
+	}
+	e->src_identity = p->src_identity;
+	e->dst_identity = p->dst_identity;
+	e->ifindex = p->ifindex;
+	e->out_ifindex = v == V_DROP ? 0 : p->out_ifindex;
+	e->cookie_out = p->cookie_out;
+	e->cookie_in = p->cookie_in;
+	e->len = p->len;
+	e->src_ep = p->src_ep;
+	e->dst_ep = p->dst_ep;
+	e->type = p->event;
+	e->action = v == V_DROP ? ACTION_DENY : p->action;
+	e->reason = p->reason;
+	e->point = event_point(p, v);
+	e->status = p->status;
+	e->direction = p->direction;
+	e->tcp_flags = p->tcp_flags;
+	if (snap > EVENT_SNAP)
+		snap = EVENT_SNAP;
+	/* clang forgets the bound above; the verifier wants to see it at the call (5.x to 6.18, clang-19) */
+	asm volatile("" : "+r"(snap));
+	if (snap && snap <= EVENT_SNAP && !bpf_skb_load_bytes(ctx, 0, e->snap, snap))
+		e->snap_len = snap;
+	bpf_ringbuf_submit(e, 0);
+}

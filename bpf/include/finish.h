@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+
+#include "event.h"
+#include "packet.h"
+
+/* The end of every pipeline: counts, tells, and is the only place that knows TC_ACT_*. */
+
+#define TC_NEXT (-1) /* TC_ACT_UNSPEC with clsact, TCX_NEXT with tcx: the next program, else the stack */
+
+static __always_inline void finish_count(const struct packet *p)
+{
+	__u32 key = p->reason * 4 + p->direction;
+	struct counter *c = bpf_map_lookup_elem(&counters, &key);
+
+	if (!c)
+		return;
+	c->packets++;
+	c->bytes += p->len;
+}
+
+/* direction: of the endpoints whose packets the program sees, where no policy has named another. */
+static __always_inline int finish(struct __sk_buff *ctx, struct packet *p, enum verdict v, enum direction direction)
+{
+	const struct settings *s = settings_get();
+
+	if (!s)
+		return TC_ACT_SHOT;
+	p->verdict = v;
+	if (v == V_STACK) /* not ours, or done with */
+		return TC_NEXT;
+	if (v == NEXT)
+		v = drop(p, DROP_INTERNAL);
+	if (v == V_DROP) {
+		p->event = EVENT_DROP;
+		if (p->reason == REASON_NONE)
+			p->reason = DROP_INTERNAL;
+	}
+	if (!p->direction)
+		p->direction = direction;
+	finish_count(p);
+	if (p->event || s->flags & SETTING_TRACE_ALL) {
+		if (!p->event)
+			p->event = EVENT_TRACE;
+		event_send(ctx, p, v);
+	}
+	switch (v) {
+	case V_PEER:
+		return bpf_redirect_peer(p->out_ifindex, 0);
+	case V_REDIRECT:
+	case V_REPLY:
+		return bpf_redirect(p->out_ifindex, 0);
+	case V_HOST:
+		return bpf_redirect(p->out_ifindex, BPF_F_INGRESS);
+	case V_NEIGH:
+		return bpf_redirect_neigh(p->out_ifindex, NULL, 0, 0);
+	default:
+		return TC_ACT_SHOT;
+	}
+}

@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+
+#include "packet.h"
+
+/* Where an allowed packet goes. */
+
+#define AF_INET 2
+#define AF_INET6 10
+
+/* To a pod of this node: one hop, so the TTL stays. */
+static __always_inline enum verdict route_local(struct __sk_buff *ctx, struct packet *p, enum verdict by)
+{
+	const struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &p->dst_ifindex);
+	const struct settings *s = settings_get();
+	void *data, *end;
+	struct ethhdr *eth;
+
+	if (!ep)
+		return drop(p, DROP_ENDPOINT_NOT_READY);
+	p->dst_ep = ep->id;
+	if (ep->flags & EP_LOCKDOWN) {
+		p->direction = DIR_INGRESS;
+		return drop(p, DROP_NO_SUBJECT);
+	}
+	if (!addr_equal(&p->dst, p->flags & PF_V4 ? &ep->v4 : &ep->v6))
+		return drop(p, DROP_UNKNOWN_L3_TARGET);
+	if (!s || !packet_bytes(ctx, ETH_HLEN, &data, &end))
+		return drop(p, DROP_INTERNAL);
+	eth = data;
+	mac_copy(eth->h_dest, ep->mac);
+	mac_copy(eth->h_source, s->gateway_mac);
+	p->out_ifindex = p->dst_ifindex;
+	return by;
+}
+
+/* Into this node's stack. porin_host has the gateway's MAC, which the frame bears already. */
+static __always_inline enum verdict route_host(struct packet *p, const struct settings *s)
+{
+	p->out_ifindex = s->host_ifindex;
+	return V_HOST;
+}
+
+/* Length on the wire of the largest piece of this packet, without Ethernet. */
+static __always_inline __u16 route_length(struct __sk_buff *ctx, struct packet *p)
+{
+	__u32 len = p->l4_end - ETH_HLEN;
+
+	if (!ctx->gso_size)
+		return len;
+	len = p->l4_off - ETH_HLEN + 8 + ctx->gso_size;
+	if (p->proto == IPPROTO_TCP) {
+		__u8 doff = 0x50;
+
+		bpf_skb_load_bytes(ctx, p->l4_off + 12, &doff, sizeof(doff));
+		len += (doff >> 4) * 4 - 8;
+	}
+	return len;
+}
+
+static __always_inline enum verdict route_ttl(struct __sk_buff *ctx, struct packet *p)
+{
+	void *data, *end;
+
+	if (!packet_bytes(ctx, ETH_HLEN + sizeof(struct iphdr), &data, &end))
+		return drop(p, DROP_INTERNAL);
+	if (p->flags & PF_V4) {
+		struct iphdr *ip = data + ETH_HLEN;
+		__u32 sum = ip->check + bpf_htons(0x0100); /* RFC 1624 for a high byte that falls by one */
+
+		ip->check = sum + (sum >= 0xffff);
+		ip->ttl--;
+	} else {
+		struct ipv6hdr *ip = data + ETH_HLEN;
+
+		ip->hop_limit--;
+	}
+	return NEXT;
+}
+
+/* Beyond this node, as the kernel's routing table says. What needs an ICMP answer (TTL used up, too big, no route)
+ * goes to the stack, which finds the same and gives it.
+ */
+static __noinline enum verdict route_out(struct __sk_buff *ctx, struct packet *p)
+{
+	const struct settings *s = settings_get();
+	struct bpf_fib_lookup fib = {};
+	void *data, *end;
+	struct ethhdr *eth;
+	long rc;
+
+	if (!s)
+		return drop(p, DROP_INTERNAL);
+	if (p->ttl <= 1)
+		return route_host(p, s);
+	fib.l4_protocol = p->proto;
+	fib.sport = p->sport;
+	fib.dport = p->dport;
+	fib.tot_len = route_length(ctx, p);
+	fib.ifindex = p->ifindex;
+	if (p->flags & PF_V4) {
+		fib.family = AF_INET;
+		fib.ipv4_src = p->src.w[3];
+		fib.ipv4_dst = p->dst.w[3];
+	} else {
+		fib.family = AF_INET6;
+		__builtin_memcpy(fib.ipv6_src, &p->src, sizeof(fib.ipv6_src));
+		__builtin_memcpy(fib.ipv6_dst, &p->dst, sizeof(fib.ipv6_dst));
+	}
+	rc = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+	if (rc < 0)
+		return drop(p, DROP_INTERNAL);
+	if (rc == BPF_FIB_LKUP_RET_BLACKHOLE)
+		return drop(p, DROP_FIB);
+	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return route_host(p, s);
+	if (fib.ifindex == s->host_ifindex) /* our own pod range, and no pod has the address */
+		return drop(p, DROP_UNKNOWN_L3_TARGET);
+	if (route_ttl(ctx, p) != NEXT)
+		return V_DROP;
+	p->out_ifindex = fib.ifindex;
+	if (rc == BPF_FIB_LKUP_RET_NO_NEIGH)
+		return V_NEIGH;
+	if (!packet_bytes(ctx, ETH_HLEN, &data, &end))
+		return drop(p, DROP_INTERNAL);
+	eth = data;
+	mac_copy(eth->h_dest, fib.dmac);
+	mac_copy(eth->h_source, fib.smac);
+	return V_REDIRECT;
+}
+
+static __always_inline enum verdict route_pod(struct __sk_buff *ctx, struct packet *p)
+{
+	const struct settings *s = settings_get();
+
+	if (p->dst_ifindex)
+		return route_local(ctx, p, V_PEER);
+	if (!s)
+		return drop(p, DROP_INTERNAL);
+	if (p->dst_identity == IDENTITY_HOST)
+		return route_host(p, s);
+	return route_out(ctx, p);
+}
