@@ -1,0 +1,67 @@
+package kvstore
+
+import (
+	"context"
+	"log/slog"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// zapTo returns a zap logger that writes warnings and errors to log until ctx ends: a server that is told to stop
+// reports each of its closed listeners as an error. Etcd's client and server speak zap only.
+func zapTo(ctx context.Context, log *slog.Logger) *zap.Logger { return zap.New(&zapCore{ctx, log}) }
+
+type zapCore struct {
+	ctx context.Context // a logger has no calls that could carry it
+	log *slog.Logger
+}
+
+func (c *zapCore) Enabled(l zapcore.Level) bool { return l >= zapcore.WarnLevel && c.ctx.Err() == nil }
+
+func (c *zapCore) With(fields []zapcore.Field) zapcore.Core {
+	return &zapCore{c.ctx, c.log.With(attrs(fields)...)}
+}
+
+func (c *zapCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) && !expected(e.Message) {
+		return ce.AddCore(e, c)
+	}
+	return ce
+}
+
+func (c *zapCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	level := slog.LevelWarn
+	if e.Level > zapcore.WarnLevel {
+		level = slog.LevelError
+	}
+	c.log.Log(c.ctx, level, "etcd: "+e.Message, attrs(fields)...)
+	return nil
+}
+
+func (c *zapCore) Sync() error { return nil }
+
+// expected names the two warnings of every start: one socket for everything, and token signing, which only matters to
+// users of etcd's own passwords.
+func expected(message string) bool {
+	return message == "Running http and grpc server on single port. This is not recommended for production." ||
+		message == "simple token is not cryptographically signed"
+}
+
+// secretField names what etcd might log of a client's credentials.
+func secretField(key string) bool { return key == "password" || key == "token" }
+
+func attrs(fields []zapcore.Field) []any {
+	enc := zapcore.NewMapObjectEncoder()
+	var out []any
+	for _, f := range fields {
+		f.AddTo(enc)
+	}
+	for k, v := range enc.Fields {
+		if secretField(k) {
+			v = "***"
+		}
+		out = append(out, slog.Any(k, v))
+	}
+	return out
+}
