@@ -1,0 +1,342 @@
+package flow
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	flowpb "porin/api/flow"
+	"porin/bpf"
+	"porin/internal/endpoint"
+	"porin/internal/identity"
+	"porin/internal/labels"
+	"porin/internal/policy"
+	"porin/internal/verdict"
+)
+
+// Protocol numbers of IANA.
+const (
+	protoICMP   = 1
+	protoTCP    = 6
+	protoUDP    = 17
+	protoICMPv6 = 58
+	protoSCTP   = 132
+)
+
+// flow turns a record into the message that readers get.
+func (o *Observer) flow(rec *record, snap bool) *flowpb.Flow {
+	ev := &rec.event
+	at := o.wall(ev.Time)
+	src, dst := ev.Src.Netip(), ev.Dst.Netip()
+	f := &flowpb.Flow{
+		Time:             timestamppb.New(at),
+		Uuid:             o.eventUUID(rec.seq),
+		Verdict:          verdictOf(ev),
+		DropReason:       uint32(ev.Reason),
+		DropReasonDesc:   flowpb.DropReason(ev.Reason),
+		Ethernet:         ethernet(ev),
+		IP:               ip(src, dst),
+		L4:               layer4(ev),
+		Source:           o.side(src, ev.SrcEP, ev.SrcIdentity, at),
+		Destination:      o.side(dst, ev.DstEP, ev.DstIdentity, at),
+		Type:             flowpb.FlowType_L3_L4,
+		NodeName:         o.resolver.NodeName(),
+		SourceNames:      o.names(src),
+		DestinationNames: o.names(dst),
+		EventType:        &flowpb.CiliumEventType{Type: int32(ev.Type)},
+		TrafficDirection: flowpb.TrafficDirection(ev.Direction),
+		TraceReason:      flowpb.TraceReason(ev.Status),
+		Interface:        o.device(ev),
+		Summary:          summary(ev),
+		PorinLength:      ev.Len,
+	}
+	switch ev.Type {
+	case eventDrop:
+		f.EventType.SubType = int32(ev.Reason)
+	case eventTrace:
+		f.EventType.SubType = int32(ev.Point)
+		f.TraceObservationPoint = flowpb.TraceObservationPoint(ev.Point)
+	}
+	if ev.Status != 0 {
+		f.IsReply = wrapperspb.Bool(flowpb.TraceReason(ev.Status) == flowpb.TraceReason_REPLY)
+	}
+	o.explain(f, ev)
+	if snap {
+		f.PorinSnap = append([]byte(nil), snapOf(ev)...)
+	}
+	return f
+}
+
+// wall returns the time of day of a monotonic time stamp.
+func (o *Observer) wall(mono uint64) time.Time {
+	wall, now := o.clock()
+	return wall.Add(-time.Duration(int64(now) - int64(mono)))
+}
+
+// eventUUID names an event; it is the same for every reader. Version 8 (RFC 9562): the bits mean what we say.
+func (o *Observer) eventUUID(seq uint64) string {
+	var u [16]byte
+	copy(u[:8], o.uuid[:])
+	binary.BigEndian.PutUint64(u[8:], seq)
+	u[6] = u[6]&0x0f | 0x80
+	u[8] = u[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:16])
+}
+
+func verdictOf(ev *bpf.Event) flowpb.Verdict {
+	if ev.Type == eventDrop {
+		return flowpb.Verdict_DROPPED
+	}
+	if ev.Type == eventPolicyVerdict {
+		switch verdict.Action(ev.Action) {
+		case verdict.Deny:
+			return flowpb.Verdict_DROPPED
+		case verdict.Redirect:
+			return flowpb.Verdict_REDIRECTED
+		case verdict.Audit:
+			return flowpb.Verdict_AUDIT
+		}
+	}
+	return flowpb.Verdict_FORWARDED
+}
+
+// snapOf returns the packet's bytes that the event carries; a length that does not fit counts as none.
+func snapOf(ev *bpf.Event) []byte {
+	return ev.Snap[:min(int(ev.SnapLen), len(ev.Snap))]
+}
+
+func ethernet(ev *bpf.Event) *flowpb.Ethernet {
+	b := snapOf(ev)
+	if len(b) < 14 {
+		return nil
+	}
+	return &flowpb.Ethernet{Source: net.HardwareAddr(b[6:12]).String(), Destination: net.HardwareAddr(b[0:6]).String()}
+}
+
+func ip(src, dst netip.Addr) *flowpb.IP {
+	if !src.IsValid() && !dst.IsValid() {
+		return nil
+	}
+	out := &flowpb.IP{IpVersion: flowpb.IPVersion_IPv6}
+	if src.Is4() || dst.Is4() {
+		out.IpVersion = flowpb.IPVersion_IPv4
+	}
+	if src.IsValid() {
+		out.Source = src.String()
+	}
+	if dst.IsValid() {
+		out.Destination = dst.String()
+	}
+	return out
+}
+
+func layer4(ev *bpf.Event) *flowpb.Layer4 {
+	s, d := uint32(ev.Sport.Host()), uint32(ev.Dport.Host())
+	switch ev.Proto {
+	case protoTCP:
+		return &flowpb.Layer4{Protocol: &flowpb.Layer4_TCP{TCP: &flowpb.TCP{SourcePort: s, DestinationPort: d, Flags: tcpFlags(ev.TCPFlags)}}}
+	case protoUDP:
+		return &flowpb.Layer4{Protocol: &flowpb.Layer4_UDP{UDP: &flowpb.UDP{SourcePort: s, DestinationPort: d}}}
+	case protoSCTP:
+		return &flowpb.Layer4{Protocol: &flowpb.Layer4_SCTP{SCTP: &flowpb.SCTP{SourcePort: s, DestinationPort: d}}}
+	case protoICMP:
+		return &flowpb.Layer4{Protocol: &flowpb.Layer4_ICMPv4{ICMPv4: &flowpb.ICMPv4{Type: s, Code: d}}}
+	case protoICMPv6:
+		return &flowpb.Layer4{Protocol: &flowpb.Layer4_ICMPv6{ICMPv6: &flowpb.ICMPv6{Type: s, Code: d}}}
+	}
+	return nil
+}
+
+// tcpFlags reads byte 13 of the TCP header (RFC 9293, section 3.1).
+func tcpFlags(b uint8) *flowpb.TCPFlags {
+	return &flowpb.TCPFlags{
+		FIN: b&0x01 != 0, SYN: b&0x02 != 0, RST: b&0x04 != 0, PSH: b&0x08 != 0,
+		ACK: b&0x10 != 0, URG: b&0x20 != 0, ECE: b&0x40 != 0, CWR: b&0x80 != 0,
+	}
+}
+
+// flagNames lists the set flags in the order of Hubble's summaries.
+func flagNames(f *flowpb.TCPFlags) string {
+	var out []string
+	for _, x := range []struct {
+		on   bool
+		name string
+	}{
+		{f.GetSYN(), "SYN"},
+		{f.GetACK(), "ACK"},
+		{f.GetRST(), "RST"},
+		{f.GetFIN(), "FIN"},
+		{f.GetPSH(), "PSH"},
+		{f.GetURG(), "URG"},
+		{f.GetNS(), "NS"},
+		{f.GetECE(), "ECE"},
+		{f.GetCWR(), "CWR"},
+	} {
+		if x.on {
+			out = append(out, x.name)
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+func summary(ev *bpf.Event) string {
+	switch ev.Proto {
+	case protoTCP:
+		if names := flagNames(tcpFlags(ev.TCPFlags)); names != "" {
+			return "TCP Flags: " + names
+		}
+		return "TCP"
+	case protoUDP:
+		return "UDP"
+	case protoSCTP:
+		return "SCTP"
+	case protoICMP:
+		return "ICMPv4 " + icmpName(false, uint32(ev.Sport.Host()), uint32(ev.Dport.Host()))
+	case protoICMPv6:
+		return "ICMPv6 " + icmpName(true, uint32(ev.Sport.Host()), uint32(ev.Dport.Host()))
+	case 0:
+		return ""
+	}
+	return "IP protocol " + strconv.Itoa(int(ev.Proto))
+}
+
+// icmpName names the messages that people meet (IANA's registries); the others by number.
+func icmpName(six bool, typ, code uint32) string {
+	four := map[uint32]string{
+		0: "EchoReply", 3: "DestinationUnreachable", 4: "SourceQuench", 5: "Redirect", 8: "EchoRequest",
+		11: "TimeExceeded", 12: "ParameterProblem", 13: "TimestampRequest", 14: "TimestampReply",
+	}
+	names := four
+	if six {
+		names = map[uint32]string{
+			1: "DestinationUnreachable", 2: "PacketTooBig", 3: "TimeExceeded", 4: "ParameterProblem",
+			128: "EchoRequest", 129: "EchoReply", 133: "RouterSolicitation", 134: "RouterAdvertisement",
+			135: "NeighborSolicitation", 136: "NeighborAdvertisement", 137: "Redirect",
+		}
+	}
+	name, ok := names[typ]
+	if !ok {
+		name = "type " + strconv.Itoa(int(typ))
+	}
+	if code != 0 {
+		name += " code " + strconv.Itoa(int(code))
+	}
+	return name
+}
+
+func (o *Observer) names(a netip.Addr) []string {
+	if !a.IsValid() {
+		return nil
+	}
+	if n := o.resolver.NameByAddr(a); n != "" {
+		return []string{n}
+	}
+	return nil
+}
+
+func (o *Observer) device(ev *bpf.Event) *flowpb.NetworkInterface {
+	index := ev.Ifindex
+	if index == 0 {
+		index = ev.OutIfindex
+	}
+	if index == 0 {
+		return nil
+	}
+	return &flowpb.NetworkInterface{Index: index, Name: o.resolver.DeviceName(index)}
+}
+
+// side says who is behind an address. The labels are those of the identity that the kernel judged, so they explain the
+// verdict even if the workload has others by now; the name is taken only from an endpoint that had this address when
+// the packet came by.
+func (o *Observer) side(addr netip.Addr, id uint16, num uint32, at time.Time) *flowpb.Endpoint {
+	ls := o.resolver.IdentityLabels(identity.ID(num))
+	out := &flowpb.Endpoint{ID: uint32(id), Identity: num, Labels: ls.Strings()}
+	out.Namespace, _ = ls.Get(labels.SourceK8s, labels.KeyNamespace)
+	out.ClusterName, _ = ls.Get(labels.SourceK8s, labels.KeyCluster)
+	ep, ok := endpoint.Endpoint{}, false
+	if id != 0 {
+		ep, ok = o.resolver.EndpointByID(id)
+	} else if addr.IsValid() {
+		ep, ok = o.resolver.EndpointByAddr(addr)
+	}
+	if !ok || ep.Created.After(at) || addr.IsValid() && id == 0 && addr != ep.IPv4 && addr != ep.IPv6 {
+		return out
+	}
+	out.ID = uint32(ep.ID)
+	out.Namespace = ep.Namespace
+	out.PodName = ep.Pod
+	if out.PodName == "" {
+		out.PodName = ep.ContainerID
+	}
+	return out
+}
+
+// explain fills in the rules. The cookies say which rules decided; whether they allowed or denied follows from the
+// event: the direction that denied is the event's, a direction judged before it had allowed.
+func (o *Observer) explain(f *flowpb.Flow, ev *bpf.Event) {
+	denied := isPolicyReason(ev.Reason)
+	if ev.Type == eventPolicyVerdict {
+		a := verdict.Action(ev.Action)
+		denied = denied || a == verdict.Deny || a == verdict.Audit
+	}
+	out, in := o.policies(ev.CookieOut), o.policies(ev.CookieIn)
+	if denied && verdict.Direction(ev.Direction) == verdict.Egress {
+		f.EgressDeniedBy, f.IngressAllowedBy = out, in
+		return
+	}
+	f.EgressAllowedBy = out
+	if denied && verdict.Direction(ev.Direction) == verdict.Ingress {
+		f.IngressDeniedBy = in
+		return
+	}
+	f.IngressAllowedBy = in
+}
+
+func isPolicyReason(reason uint8) bool {
+	r := flowpb.DropReason(reason)
+	return r == flowpb.DropReason_POLICY_DENIED || r == flowpb.DropReason_POLICY_DENY
+}
+
+// Labels under which a flow's policies carry what Hubble's message has no field for.
+const (
+	labelRule        = "porin:rule="
+	labelFile        = "porin:file="
+	labelDeny        = "porin:deny"
+	labelDescription = "porin:description="
+)
+
+// policies names the rules behind a cookie.
+func (o *Observer) policies(c uint32) []*flowpb.Policy {
+	if c == 0 {
+		return nil
+	}
+	refs := o.resolver.Explain(policy.Cookie(c))
+	if len(refs) == 0 {
+		return []*flowpb.Policy{{Kind: policy.KindPorin, Name: fmt.Sprintf("rules that are gone by now, cookie %#x", c)}}
+	}
+	out := make([]*flowpb.Policy, 0, len(refs))
+	for _, r := range refs {
+		p := &flowpb.Policy{Name: r.Policy.Name, Namespace: r.Policy.Namespace, Kind: r.Policy.Kind}
+		if r.Policy.Kind != policy.KindPorin && r.Index >= 0 {
+			p.Labels = append(p.Labels, labelRule+strings.TrimPrefix(r.String(), r.Policy.String()+" "))
+		}
+		if r.Deny {
+			p.Labels = append(p.Labels, labelDeny)
+		}
+		if r.File != "" {
+			p.Labels = append(p.Labels, fmt.Sprintf("%s%s:%d", labelFile, r.File, r.Line))
+		}
+		if r.Description != "" {
+			p.Labels = append(p.Labels, labelDescription+r.Description)
+		}
+		out = append(out, p)
+	}
+	return out
+}
