@@ -1,0 +1,179 @@
+package verdict
+
+import (
+	"fmt"
+	"sort"
+)
+
+// Reason says why a packet was dropped, numbered as enum drop_reason in bpf/include/verdict.h and as DropReason of the
+// flow API. Zero: it was not.
+type Reason uint8
+
+// Reasons. Those below 220 bear the numbers and words of Hubble.
+const (
+	None             Reason = 0
+	InvalidSourceMAC Reason = 130
+	InvalidSourceIP  Reason = 132
+	PolicyDenied     Reason = 133
+	InvalidPacket    Reason = 134
+	CTInvalidHeader  Reason = 135
+	CTNoFlow         Reason = 136
+	CTUnknownProto   Reason = 137
+	UnsupportedL3    Reason = 139
+	UnknownL4        Reason = 142
+	UnknownL3Target  Reason = 150
+	Unroutable       Reason = 151
+	CTInsert         Reason = 155
+	InvalidExtHdr    Reason = 156
+	NoSubject        Reason = 165
+	UnsupportedL2    Reason = 166
+	NATNoMapping     Reason = 167
+	NATUnsupported   Reason = 168
+	FIB              Reason = 169
+	InvalidIdentity  Reason = 171
+	FragNotFound     Reason = 175
+	ForbiddenICMP6   Reason = 176
+	PolicyDenyRule   Reason = 181
+	VLAN             Reason = 182
+	TTL              Reason = 196
+	EndpointNotReady Reason = 203
+	ProxyDown        Reason = 205
+	ARPSpoof         Reason = 220
+	DHCPServer       Reason = 221
+	FragInvalid      Reason = 222
+	IPOption         Reason = 223
+	Multicast        Reason = 224
+	NATICMP          Reason = 225
+	Internal         Reason = 226
+)
+
+// word is what a reason is called in C and by people.
+type word struct{ name, text string }
+
+// words returns every reason. A function and not a variable: nobody can change it.
+func words() map[Reason]word {
+	return map[Reason]word{
+		None:             {"REASON_NONE", "Forwarded"},
+		InvalidSourceMAC: {"DROP_INVALID_SOURCE_MAC", "Invalid source mac"},
+		InvalidSourceIP:  {"DROP_INVALID_SOURCE_IP", "Invalid source ip"},
+		PolicyDenied:     {"DROP_POLICY", "Policy denied"},
+		InvalidPacket:    {"DROP_INVALID_PACKET", "Invalid packet"},
+		CTInvalidHeader:  {"DROP_CT_INVALID_HEADER", "CT: Truncated or invalid header"},
+		CTNoFlow:         {"DROP_CT_NO_FLOW", "CT: Answer to an unknown flow"},
+		CTUnknownProto:   {"DROP_CT_UNKNOWN_PROTO", "CT: Unknown L4 protocol"},
+		UnsupportedL3:    {"DROP_UNSUPPORTED_L3", "Unsupported L3 protocol"},
+		UnknownL4:        {"DROP_UNKNOWN_L4", "Unknown L4 protocol"},
+		UnknownL3Target:  {"DROP_UNKNOWN_L3_TARGET", "Unknown L3 target address"},
+		Unroutable:       {"DROP_UNROUTABLE", "Stale or unroutable IP"},
+		CTInsert:         {"DROP_CT_INSERT", "CT: Map insertion failed"},
+		InvalidExtHdr:    {"DROP_INVALID_EXTHDR", "Invalid IPv6 extension header"},
+		NoSubject:        {"DROP_NO_SUBJECT", "No policy programmed, endpoint locked down"},
+		UnsupportedL2:    {"DROP_UNSUPPORTED_L2", "Unsupported L2 protocol"},
+		NATNoMapping:     {"DROP_NAT_NO_MAPPING", "No mapping for NAT masquerade"},
+		NATUnsupported:   {"DROP_NAT_UNSUPPORTED", "Unsupported protocol for NAT masquerade"},
+		FIB:              {"DROP_FIB", "FIB lookup failed"},
+		InvalidIdentity:  {"DROP_INVALID_IDENTITY", "Invalid identity"},
+		FragNotFound:     {"DROP_FRAG_NOT_FOUND", "First logical datagram fragment not found"},
+		ForbiddenICMP6:   {"DROP_FORBIDDEN_ICMP6", "Forbidden ICMPv6 message"},
+		PolicyDenyRule:   {"DROP_POLICY_DENY", "Policy denied by deny rule"},
+		VLAN:             {"DROP_VLAN", "VLAN traffic not allowed"},
+		TTL:              {"DROP_TTL", "TTL exceeded"},
+		EndpointNotReady: {"DROP_ENDPOINT_NOT_READY", "Endpoint not ready"},
+		ProxyDown:        {"DROP_PROXY_DOWN", "Proxy down"},
+		ARPSpoof:         {"DROP_ARP_SPOOF", "ARP spoofing"},
+		DHCPServer:       {"DROP_DHCP_SERVER", "DHCP server in a workload"},
+		FragInvalid:      {"DROP_FRAG_INVALID", "Tiny or overlapping fragment"},
+		IPOption:         {"DROP_IP_OPTION", "Forbidden or broken IP option"},
+		Multicast:        {"DROP_MULTICAST", "Multicast not forwarded"},
+		NATICMP:          {"DROP_NAT_ICMP", "ICMP error about an unknown translation"},
+		Internal:         {"DROP_INTERNAL", "Internal error, failed closed"},
+	}
+}
+
+// Reasons returns every reason in ascending order.
+func Reasons() []Reason {
+	var rs []Reason
+	for r := range words() {
+		rs = append(rs, r)
+	}
+	sort.Slice(rs, func(i, j int) bool { return rs[i] < rs[j] })
+	return rs
+}
+
+// Known reports whether r has a meaning.
+func (r Reason) Known() bool {
+	_, ok := words()[r]
+	return ok
+}
+
+// Name returns the word of enum drop_reason, such as DROP_POLICY.
+func (r Reason) Name() string { return words()[r].name }
+
+// String returns the text that people read, such as "Policy denied".
+func (r Reason) String() string {
+	if w, ok := words()[r]; ok {
+		return w.text
+	}
+	return fmt.Sprintf("reason(%d)", uint8(r))
+}
+
+// Point is where a packet was seen, numbered as enum point and as Hubble's TraceObservationPoint.
+type Point uint8
+
+// Points.
+const (
+	UnknownPoint Point = 0
+	ToHost       Point = 2
+	ToStack      Point = 3
+	FromEndpoint Point = 5
+	FromHost     Point = 7
+	FromNetwork  Point = 10
+	ToNetwork    Point = 11
+	ToEndpoint   Point = 101
+)
+
+func (p Point) String() string {
+	switch p {
+	case ToHost:
+		return "to-host"
+	case ToStack:
+		return "to-stack"
+	case FromEndpoint:
+		return "from-endpoint"
+	case FromHost:
+		return "from-host"
+	case FromNetwork:
+		return "from-network"
+	case ToNetwork:
+		return "to-network"
+	case ToEndpoint:
+		return "to-endpoint"
+	}
+	return "unknown"
+}
+
+// Status is what conntrack said of a packet, numbered as enum ct_status and as Hubble's TraceReason.
+type Status uint8
+
+// Statuses.
+const (
+	StatusUnknown     Status = 0
+	StatusNew         Status = 1
+	StatusEstablished Status = 2
+	StatusReply       Status = 3
+	StatusRelated     Status = 4
+)
+
+func (s Status) String() string {
+	switch s {
+	case StatusNew:
+		return "new"
+	case StatusEstablished:
+		return "established"
+	case StatusReply:
+		return "reply"
+	case StatusRelated:
+		return "related"
+	}
+	return "unknown"
+}
