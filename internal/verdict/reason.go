@@ -1,9 +1,6 @@
 package verdict
 
-import (
-	"fmt"
-	"sort"
-)
+import "fmt"
 
 // Reason says why a packet was dropped, numbered as enum drop_reason in bpf/include/verdict.h and as DropReason of the
 // flow API. Zero: it was not.
@@ -50,68 +47,102 @@ const (
 // word is what a reason is called in C and by people.
 type word struct{ name, text string }
 
-// words returns every reason. A function and not a variable: nobody can change it.
-func words() map[Reason]word {
-	return map[Reason]word{
-		None:             {"REASON_NONE", "Forwarded"},
-		InvalidSourceMAC: {"DROP_INVALID_SOURCE_MAC", "Invalid source mac"},
-		InvalidSourceIP:  {"DROP_INVALID_SOURCE_IP", "Invalid source ip"},
-		PolicyDenied:     {"DROP_POLICY", "Policy denied"},
-		InvalidPacket:    {"DROP_INVALID_PACKET", "Invalid packet"},
-		CTInvalidHeader:  {"DROP_CT_INVALID_HEADER", "CT: Truncated or invalid header"},
-		CTNoFlow:         {"DROP_CT_NO_FLOW", "CT: Answer to an unknown flow"},
-		CTUnknownProto:   {"DROP_CT_UNKNOWN_PROTO", "CT: Unknown L4 protocol"},
-		UnsupportedL3:    {"DROP_UNSUPPORTED_L3", "Unsupported L3 protocol"},
-		UnknownL4:        {"DROP_UNKNOWN_L4", "Unknown L4 protocol"},
-		UnknownL3Target:  {"DROP_UNKNOWN_L3_TARGET", "Unknown L3 target address"},
-		Unroutable:       {"DROP_UNROUTABLE", "Stale or unroutable IP"},
-		CTInsert:         {"DROP_CT_INSERT", "CT: Map insertion failed"},
-		InvalidExtHdr:    {"DROP_INVALID_EXTHDR", "Invalid IPv6 extension header"},
-		NoSubject:        {"DROP_NO_SUBJECT", "No policy programmed, endpoint locked down"},
-		UnsupportedL2:    {"DROP_UNSUPPORTED_L2", "Unsupported L2 protocol"},
-		NATNoMapping:     {"DROP_NAT_NO_MAPPING", "No mapping for NAT masquerade"},
-		NATUnsupported:   {"DROP_NAT_UNSUPPORTED", "Unsupported protocol for NAT masquerade"},
-		FIB:              {"DROP_FIB", "FIB lookup failed"},
-		InvalidIdentity:  {"DROP_INVALID_IDENTITY", "Invalid identity"},
-		FragNotFound:     {"DROP_FRAG_NOT_FOUND", "First logical datagram fragment not found"},
-		ForbiddenICMP6:   {"DROP_FORBIDDEN_ICMP6", "Forbidden ICMPv6 message"},
-		PolicyDenyRule:   {"DROP_POLICY_DENY", "Policy denied by deny rule"},
-		VLAN:             {"DROP_VLAN", "VLAN traffic not allowed"},
-		TTL:              {"DROP_TTL", "TTL exceeded"},
-		EndpointNotReady: {"DROP_ENDPOINT_NOT_READY", "Endpoint not ready"},
-		ProxyDown:        {"DROP_PROXY_DOWN", "Proxy down"},
-		ARPSpoof:         {"DROP_ARP_SPOOF", "ARP spoofing"},
-		DHCPServer:       {"DROP_DHCP_SERVER", "DHCP server in a workload"},
-		FragInvalid:      {"DROP_FRAG_INVALID", "Tiny or overlapping fragment"},
-		IPOption:         {"DROP_IP_OPTION", "Forbidden or broken IP option"},
-		Multicast:        {"DROP_MULTICAST", "Multicast not forwarded"},
-		NATICMP:          {"DROP_NAT_ICMP", "ICMP error about an unknown translation"},
-		Internal:         {"DROP_INTERNAL", "Internal error, failed closed"},
+// word returns what r is called; empty for a number without a meaning. A function and not a table: nobody can change
+// it, and an event's text costs no allocation.
+func (r Reason) word() word {
+	switch r {
+	case None:
+		return word{"REASON_NONE", "Forwarded"}
+	case InvalidSourceMAC:
+		return word{"DROP_INVALID_SOURCE_MAC", "Invalid source mac"}
+	case InvalidSourceIP:
+		return word{"DROP_INVALID_SOURCE_IP", "Invalid source ip"}
+	case PolicyDenied:
+		return word{"DROP_POLICY", "Policy denied"}
+	case InvalidPacket:
+		return word{"DROP_INVALID_PACKET", "Invalid packet"}
+	case CTInvalidHeader:
+		return word{"DROP_CT_INVALID_HEADER", "CT: Truncated or invalid header"}
+	case CTNoFlow:
+		return word{"DROP_CT_NO_FLOW", "CT: Answer to an unknown flow"}
+	case CTUnknownProto:
+		return word{"DROP_CT_UNKNOWN_PROTO", "CT: Unknown L4 protocol"}
+	case UnsupportedL3:
+		return word{"DROP_UNSUPPORTED_L3", "Unsupported L3 protocol"}
+	case UnknownL4:
+		return word{"DROP_UNKNOWN_L4", "Unknown L4 protocol"}
+	case UnknownL3Target:
+		return word{"DROP_UNKNOWN_L3_TARGET", "Unknown L3 target address"}
+	case Unroutable:
+		return word{"DROP_UNROUTABLE", "Stale or unroutable IP"}
+	case CTInsert:
+		return word{"DROP_CT_INSERT", "CT: Map insertion failed"}
+	case InvalidExtHdr:
+		return word{"DROP_INVALID_EXTHDR", "Invalid IPv6 extension header"}
+	case NoSubject:
+		return word{"DROP_NO_SUBJECT", "No policy programmed, endpoint locked down"}
+	case UnsupportedL2:
+		return word{"DROP_UNSUPPORTED_L2", "Unsupported L2 protocol"}
+	case NATNoMapping:
+		return word{"DROP_NAT_NO_MAPPING", "No mapping for NAT masquerade"}
+	case NATUnsupported:
+		return word{"DROP_NAT_UNSUPPORTED", "Unsupported protocol for NAT masquerade"}
+	case FIB:
+		return word{"DROP_FIB", "FIB lookup failed"}
+	case InvalidIdentity:
+		return word{"DROP_INVALID_IDENTITY", "Invalid identity"}
+	case FragNotFound:
+		return word{"DROP_FRAG_NOT_FOUND", "First logical datagram fragment not found"}
+	case ForbiddenICMP6:
+		return word{"DROP_FORBIDDEN_ICMP6", "Forbidden ICMPv6 message"}
+	case PolicyDenyRule:
+		return word{"DROP_POLICY_DENY", "Policy denied by deny rule"}
+	case VLAN:
+		return word{"DROP_VLAN", "VLAN traffic not allowed"}
+	case TTL:
+		return word{"DROP_TTL", "TTL exceeded"}
+	case EndpointNotReady:
+		return word{"DROP_ENDPOINT_NOT_READY", "Endpoint not ready"}
+	case ProxyDown:
+		return word{"DROP_PROXY_DOWN", "Proxy down"}
+	case ARPSpoof:
+		return word{"DROP_ARP_SPOOF", "ARP spoofing"}
+	case DHCPServer:
+		return word{"DROP_DHCP_SERVER", "DHCP server in a workload"}
+	case FragInvalid:
+		return word{"DROP_FRAG_INVALID", "Tiny or overlapping fragment"}
+	case IPOption:
+		return word{"DROP_IP_OPTION", "Forbidden or broken IP option"}
+	case Multicast:
+		return word{"DROP_MULTICAST", "Multicast not forwarded"}
+	case NATICMP:
+		return word{"DROP_NAT_ICMP", "ICMP error about an unknown translation"}
+	case Internal:
+		return word{"DROP_INTERNAL", "Internal error, failed closed"}
 	}
+	return word{}
 }
 
 // Reasons returns every reason in ascending order.
 func Reasons() []Reason {
 	var rs []Reason
-	for r := range words() {
-		rs = append(rs, r)
+	for n := range 256 {
+		if r := Reason(n); r.Known() {
+			rs = append(rs, r)
+		}
 	}
-	sort.Slice(rs, func(i, j int) bool { return rs[i] < rs[j] })
 	return rs
 }
 
 // Known reports whether r has a meaning.
-func (r Reason) Known() bool {
-	_, ok := words()[r]
-	return ok
-}
+func (r Reason) Known() bool { return r.word().name != "" }
 
 // Name returns the word of enum drop_reason, such as DROP_POLICY.
-func (r Reason) Name() string { return words()[r].name }
+func (r Reason) Name() string { return r.word().name }
 
 // String returns the text that people read, such as "Policy denied".
 func (r Reason) String() string {
-	if w, ok := words()[r]; ok {
+	if w := r.word(); w.text != "" {
 		return w.text
 	}
 	return fmt.Sprintf("reason(%d)", uint8(r))
