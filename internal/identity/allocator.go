@@ -232,20 +232,14 @@ func (a *Allocator) forget(id ID) {
 }
 
 // Restore makes a number known that an endpoint's state file holds, before the store answers: Allocate of its labels
-// then needs no transaction. A number and labels that cannot belong together are left out; Allocate asks the store
-// for them then.
-func (a *Allocator) Restore(id ID, ls labels.Labels) {
+// then needs no transaction. It refuses a number and labels that cannot belong together; Allocate asks the store for
+// them then.
+func (a *Allocator) Restore(id ID, ls labels.Labels) error {
 	if r, ok := reserved(ls); ok && r.ID == id {
-		return
+		return nil
 	}
-	if err := a.restore(id, ls); err != nil {
-		a.log.Warn("identity not restored", "id", uint32(id), "labels", ls.String(), "err", err)
-	}
-}
-
-func (a *Allocator) restore(id ID, ls labels.Labels) error {
 	if err := errors.Join(checkLabels(ls), checkCluster(id)); err != nil {
-		return err
+		return fmt.Errorf("restore identity %d of %s: %w", uint32(id), ls, err)
 	}
 	key := ls.Key()
 	a.mu.Lock()
@@ -266,10 +260,11 @@ func (a *Allocator) restore(id ID, ls labels.Labels) error {
 		a.insert(&claim{Identity: Identity{ID: id, Labels: ls}, key: key, idle: a.cfg.Now()})
 	}
 	a.mu.Unlock()
-	if err == nil {
-		a.store.Adopt(key, id)
+	if err != nil {
+		return fmt.Errorf("restore identity %d of %s: %w", uint32(id), ls, err)
 	}
-	return err
+	a.store.Adopt(key, id)
+	return nil
 }
 
 // Sweep gives numbers back to the store that nobody on this node has used for a while. Call it now and then.

@@ -179,8 +179,9 @@ func TestRestoreNeedsNoStore(t *testing.T) {
 	store := newFakeStore()
 	store.down = errDown
 	n := newNode(store)
-	n.Restore(4711, set(t, "k8s:app=web"))
-	n.Restore(Init, nil)
+	mustRestore(t, n, 4711, "k8s:app=web")
+	mustRestore(t, n, 4711, "k8s:app=web")
+	mustRestore(t, n, Init)
 	for _, bad := range []struct {
 		id     ID
 		labels []string
@@ -192,10 +193,9 @@ func TestRestoreNeedsNoStore(t *testing.T) {
 		{4713, []string{"reserved:host", "k8s:app=x"}},
 		{77, []string{"reserved:host"}},
 	} {
-		n.Restore(bad.id, set(t, bad.labels...))
-	}
-	if got := strings.Count(n.log.String(), "identity not restored"); got != 6 {
-		t.Errorf("%d refusals logged, want 6:\n%s", got, n.log.String())
+		if err := n.Restore(bad.id, set(t, bad.labels...)); err == nil {
+			t.Errorf("restored %d as %v, want an error", bad.id, bad.labels)
+		}
 	}
 	if id, err := n.Allocate(t.Context(), set(t, "k8s:app=web")); err != nil || id.ID != 4711 {
 		t.Errorf("restored labels: %v %v, want 4711", id.ID, err)
@@ -249,7 +249,7 @@ func TestConflictOfNumbers(t *testing.T) {
 	store := newFakeStore()
 	store.keys["k8s:app=theirs;"], store.next = 300, 301
 	n := newNode(store)
-	n.Restore(300, set(t, "k8s:app=mine"))
+	mustRestore(t, n, 300, "k8s:app=mine")
 	mine, _ := n.Allocate(t.Context(), set(t, "k8s:app=mine"))
 	n.heard(true, 300, "k8s:app=theirs;")
 	if want := []string{"300 k8s:app=mine"}; !slices.Equal(n.conflicts, want) {
@@ -273,7 +273,7 @@ func TestConflictOfLabels(t *testing.T) {
 	store := newFakeStore()
 	store.keys["k8s:app=mine;"] = 400
 	n := newNode(store)
-	n.Restore(300, set(t, "k8s:app=mine"))
+	mustRestore(t, n, 300, "k8s:app=mine")
 	old, _ := n.Allocate(t.Context(), set(t, "k8s:app=mine"))
 	n.heard(true, 400, "k8s:app=mine;")
 	if want := []string{"300 k8s:app=mine"}; !slices.Equal(n.conflicts, want) {
@@ -417,6 +417,13 @@ func BenchmarkAllocateKnown(b *testing.B) {
 func mustRelease(t *testing.T, n *node, id ID) {
 	t.Helper()
 	if err := n.Release(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustRestore(t *testing.T, n *node, id ID, ls ...string) {
+	t.Helper()
+	if err := n.Restore(id, set(t, ls...)); err != nil {
 		t.Fatal(err)
 	}
 }
