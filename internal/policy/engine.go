@@ -215,8 +215,14 @@ func (e *Engine) UpdateIdentities(add []identity.Identity, del []identity.ID) []
 	for _, id := range del {
 		e.removeIdentity(id, ch)
 	}
+	last := make(map[identity.ID]int, len(add)) // of an identity that is there twice, the later one counts
 	for i := range add {
-		e.addIdentity(&add[i], ch)
+		last[add[i].ID] = i
+	}
+	for i := range add {
+		if last[add[i].ID] == i {
+			e.addIdentity(&add[i], ch)
+		}
 	}
 	return ch.patches()
 }
