@@ -18,9 +18,7 @@ func Clean(bpfRoot string) error {
 	pods, err := podDevices()
 	errs = errors.Join(errs, err)
 	for _, name := range append(pods, hostDevice) {
-		if err := netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}}); err != nil && !gone(err) {
-			errs = errors.Join(errs, fmt.Errorf("delete device %s: %w", name, err))
-		}
+		errs = errors.Join(errs, deleteLink(name))
 	}
 	errs = errors.Join(errs, cleanFilters())
 	root := filepath.Join(bpfRoot, "porin")
@@ -59,7 +57,7 @@ func detachPinned(bpfRoot string) error {
 
 // cleanFilters removes porin's clsact filters from every device, and the qdisc when nothing else uses it.
 func cleanFilters() error {
-	devices, err := netlink.LinkList()
+	devices, err := listAll(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list devices: %w", err)
 	}
@@ -79,8 +77,8 @@ func cleanFilters() error {
 		if !removed {
 			continue
 		}
-		in, _ := netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
-		out, _ := netlink.FilterList(l, netlink.HANDLE_MIN_EGRESS)
+		in, _ := filters(i, netlink.HANDLE_MIN_INGRESS)
+		out, _ := filters(i, netlink.HANDLE_MIN_EGRESS)
 		if len(in)+len(out) == 0 {
 			if err := netlink.QdiscDel(clsactOf(i)); err != nil && !gone(err) {
 				errs = errors.Join(errs, fmt.Errorf("remove qdisc of %s: %w", l.Attrs().Name, err))
@@ -91,7 +89,7 @@ func cleanFilters() error {
 }
 
 func hasClsact(l netlink.Link) bool {
-	qdiscs, err := netlink.QdiscList(l)
+	qdiscs, err := listAll(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(l) })
 	if err != nil {
 		return false
 	}

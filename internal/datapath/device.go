@@ -81,7 +81,7 @@ func (d *Datapath) CreateDevice(ep endpoint.Endpoint) (ifindex int, mac net.Hard
 	if mtu == 0 {
 		mtu = d.host.mtu()
 	}
-	if err := errors.Join(checkDevice(ep.Device), checkIfName(ep.IfName), checkMTU(mtu, ep.IPv6.IsValid())); err != nil {
+	if err := errors.Join(checkDevice(ep.Device), checkIfName(ep.IfName), checkMTU(mtu, ep.IPv6.IsValid()), d.cfg.checkAddresses(ep)); err != nil {
 		return 0, nil, fmt.Errorf("endpoint %d: create device: %w", ep.ID, err)
 	}
 	ns, err := openNetns(ep.Netns)
@@ -103,6 +103,22 @@ func (d *Datapath) CreateDevice(ep endpoint.Endpoint) (ifindex int, mac net.Hard
 func checkMTU(mtu int, v6 bool) error {
 	if mtu < minMTU(v6) || mtu > maxMTU {
 		return fmt.Errorf("mtu %d: must be %d to %d", mtu, minMTU(v6), maxMTU)
+	}
+	return nil
+}
+
+// checkAddresses refuses addresses that are not this node's to give: they would be routed elsewhere.
+func (c Config) checkAddresses(ep endpoint.Endpoint) error {
+	if !ep.IPv4.IsValid() && !ep.IPv6.IsValid() {
+		return fmt.Errorf("no address is given")
+	}
+	for _, f := range []struct {
+		addr, router netip.Addr
+		pods         netip.Prefix
+	}{{ep.IPv4, c.RouterIPv4, c.IPv4Range}, {ep.IPv6, c.RouterIPv6, c.IPv6Range}} {
+		if f.addr.IsValid() && (!f.pods.Contains(f.addr) || f.addr == f.router) {
+			return fmt.Errorf("address %s: not one of the pod range %s", f.addr, f.pods)
+		}
 	}
 	return nil
 }
@@ -264,18 +280,26 @@ func (d *Datapath) DeleteDevice(name string) error {
 	if err := checkDevice(name); err != nil {
 		return fmt.Errorf("delete device: %w", err)
 	}
-	err := netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}})
-	if err == nil || errors.Is(err, unix.ENODEV) {
-		return nil
+	return deleteLink(name)
+}
+
+// deleteLink removes a device; no error if it is gone.
+func deleteLink(name string) error {
+	i, err := ifindexOf(name)
+	if err == nil {
+		err = netlink.LinkDel(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: i}})
 	}
-	return fmt.Errorf("delete device %s: %w", name, err)
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete device %s: %w", name, err)
+	}
+	return nil
 }
 
 // Devices lists the host sides of workloads' devices that exist, whoever they belonged to.
 func (d *Datapath) Devices() ([]string, error) { return podDevices() }
 
 func podDevices() ([]string, error) {
-	links, err := netlink.LinkList()
+	links, err := listAll(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}

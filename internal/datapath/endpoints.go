@@ -377,7 +377,7 @@ func (d *Datapath) syncHostPeers() error {
 
 // hostAddresses lists what the node answers to, loopback aside: that never meets a program.
 func hostAddresses() ([]netip.Addr, error) {
-	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	list, err := listAll(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}

@@ -352,13 +352,18 @@ func detachFilter(k hook) error {
 	return err
 }
 
+func filters(ifindex int, parent uint32) ([]netlink.Filter, error) {
+	dev := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}
+	return listAll(func() ([]netlink.Filter, error) { return netlink.FilterList(dev, parent) })
+}
+
 func filterThere(k hook) bool {
 	want := filterOf(k)
-	filters, err := netlink.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: k.ifindex}}, want.Parent)
+	list, err := filters(k.ifindex, want.Parent)
 	if err != nil {
 		return false
 	}
-	for _, f := range filters {
+	for _, f := range list {
 		if b, ok := f.(*netlink.BpfFilter); ok && b.Name == want.Name && b.Priority == filterPrio {
 			return true
 		}

@@ -198,7 +198,7 @@ func (h *host) ensureRoutes(dev netlink.Link) error {
 }
 
 func ensureAddress(dev netlink.Link, family int, router netip.Addr) error {
-	have, err := netlink.AddrList(dev, family)
+	have, err := listAll(func() ([]netlink.Addr, error) { return netlink.AddrList(dev, family) })
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", hostDevice, err)
 	}
@@ -232,8 +232,10 @@ func ensureRoute(dev netlink.Link, family int, pods netip.Prefix, router netip.A
 	if family == netlink.FAMILY_V6 {
 		want.Scope = netlink.SCOPE_UNIVERSE
 	}
-	have, err := netlink.RouteListFiltered(family, &netlink.Route{LinkIndex: want.LinkIndex, Dst: want.Dst, Table: unix.RT_TABLE_MAIN},
-		netlink.RT_FILTER_OIF|netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
+	have, err := listAll(func() ([]netlink.Route, error) {
+		like := &netlink.Route{LinkIndex: want.LinkIndex, Dst: want.Dst, Table: unix.RT_TABLE_MAIN}
+		return netlink.RouteListFiltered(family, like, netlink.RT_FILTER_OIF|netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return fmt.Errorf("list routes of %s: %w", hostDevice, err)
 	}
@@ -340,7 +342,9 @@ func defaultRouteDevices() ([]int, error) {
 		}
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+		routes, err := listAll(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+		})
 		if err != nil {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}

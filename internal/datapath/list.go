@@ -233,7 +233,9 @@ func num(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
 
 func hex32(n uint32) string { return fmt.Sprintf("%08x", n) }
 
-func macText(m [6]byte) string { return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]) }
+func macText(m [6]byte) string {
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+}
 
 func dash(s string) string {
 	if s == "" {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,7 +28,8 @@ func openNetns(path string) (netns, error) {
 	}
 	for _, host := range []string{"/proc/thread-self/ns/net", "/proc/1/ns/net"} {
 		same, err := sameFile(ns.f, host)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+		// a hidden /proc/1 cannot be compared; then nobody here could open that namespace by it either
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission) {
 			f.Close()
 			return netns{}, fmt.Errorf("network namespace %s: compare with the host's: %w", path, err)
 		}
@@ -79,6 +81,16 @@ func (n netns) do(fn func() error) error {
 		done <- err
 	}()
 	return <-done
+}
+
+// listAll repeats a netlink listing that changes of the kernel cut through: what it returned may lack rows.
+func listAll[T any](list func() ([]T, error)) (rows []T, err error) {
+	for range 10 {
+		if rows, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return rows, err
+		}
+	}
+	return rows, err
 }
 
 // sysctl writes /proc/sys/net/<path>, which means the namespace of the calling thread.

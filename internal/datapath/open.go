@@ -47,8 +47,8 @@ type Datapath struct {
 	kick      chan struct{} // something on the host changed, or a commit wants its pruning
 
 	mu       sync.Mutex
-	attached map[uint32]*attachment  // by ifindex: rows of endpoints, as written
-	hosts    map[bpf.Addr]struct{}   // rows of peers that are this node's own addresses
+	attached map[uint32]*attachment // by ifindex: rows of endpoints, as written
+	hosts    map[bpf.Addr]struct{}  // rows of peers that are this node's own addresses
 	epochNow uint32
 }
 

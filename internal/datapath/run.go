@@ -120,7 +120,7 @@ func (d *Datapath) check() {
 }
 
 func (d *Datapath) checkPrograms() error {
-	devices, err := netlink.LinkList()
+	devices, err := listAll(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list devices: %w", err)
 	}

@@ -54,7 +54,8 @@ func (d *Datapath) writeSettings() error {
 // sources returns the addresses by which the node is known outside: of the first uplink that has one of the family.
 func (h *host) sources() (v4, v6 netip.Addr, err error) {
 	for _, i := range h.uplinkIndexes() {
-		list, err := netlink.AddrList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: i}}, netlink.FAMILY_ALL)
+		dev := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: i}}
+		list, err := listAll(func() ([]netlink.Addr, error) { return netlink.AddrList(dev, netlink.FAMILY_ALL) })
 		if err != nil {
 			return v4, v6, fmt.Errorf("list addresses of device %d: %w", i, err)
 		}
