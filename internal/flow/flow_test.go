@@ -294,6 +294,7 @@ func TestHostileTextIsEscaped(t *testing.T) {
 			Destination:     &flowpb.Endpoint{Labels: []string{"reserved:" + h}},
 			SourceNames:     []string{h},
 			IP:              &flowpb.IP{Source: h, Destination: h},
+			L4:              &flowpb.Layer4{Protocol: &flowpb.Layer4_UDP{UDP: &flowpb.UDP{SourcePort: 1, DestinationPort: 2}}},
 			NodeName:        h,
 			Interface:       &flowpb.NetworkInterface{Name: h},
 			Ethernet:        &flowpb.Ethernet{Source: h, Destination: h},

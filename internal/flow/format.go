@@ -113,12 +113,10 @@ func side(e *flowpb.Endpoint, names []string, addr, port string, verbose bool) s
 		fmt.Fprintf(&b, "[ep %d, identity %d]", e.GetID(), e.GetIdentity())
 	}
 	if addr != "" {
-		b.WriteByte(' ')
 		if port != "" {
-			b.WriteString(net.JoinHostPort(addr, port))
-		} else {
-			b.WriteString(Escape(addr))
+			addr = net.JoinHostPort(addr, port)
 		}
+		b.WriteString(" " + Escape(addr))
 	}
 	return b.String()
 }
