@@ -11,21 +11,33 @@ import (
 	"porin/internal/verdict"
 )
 
+// rule is what a verdict can name.
+type rule struct {
+	ref RuleRef
+	id  uint64 // hash of what names it - not of where its file is, nor of what it says: it outlives restarts and moves
+}
+
+func newRule(ref RuleRef) *rule {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %d %d %d %t", ref.Policy.Kind, ref.Policy.Namespace, ref.Policy.Name, ref.Spec,
+		ref.Index, ref.Direction, ref.Deny))
+	return &rule{ref, binary.BigEndian.Uint64(sum[:])}
+}
+
 // statement is one entry of a policy, ready to be resolved.
 type statement struct {
-	ref    RuleRef
-	id     uint64 // hash of what names it; the same after a restart
+	rule
 	order  uint32 // tier and priority: lower decides first
 	effect Effect
 	all    bool         // everyone, known or not
 	peers  []*selection // unless all
 	ports  []Port       // nil: every protocol and port
-	index  int32        // scratch: its number in the subject being resolved
+
+	mark       uint64 // scratch: the last list that it was put on
+	pos, count int32  // scratch of the flattener: place among the active, its ports that cover the current piece
 }
 
-// compiled is a rule in force: whom it selects and its statements in both directions.
+// compiled is a rule of a policy in force: whom it selects and its statements in both directions.
 type compiled struct {
-	rule    *Rule
 	subject selector
 	parts   [3]part // by direction
 	digest  [16]byte
@@ -33,19 +45,17 @@ type compiled struct {
 
 type part struct {
 	statements []*statement
-	isolates   *RuleRef // nil: does not
-	id         uint64   // of isolates
+	isolates   *rule    // nil: does not
 	digest     [16]byte // of everything in the part
 }
 
-// Empty tells whether the rule says nothing in this direction.
 func (p *part) empty() bool { return len(p.statements) == 0 && p.isolates == nil }
 
 func order(t Tier, priority uint16) uint32 { return uint32(t)<<16 | uint32(priority) }
 
 // compile makes r ready. Selections are acquired from the engine: see release.
 func (e *Engine) compile(p *Policy, r *Rule) *compiled {
-	c := &compiled{rule: r, subject: scope(r.Subject, p.Namespace, true)}
+	c := &compiled{subject: scope(r.Subject, p.Namespace, true)}
 	for _, d := range []verdict.Direction{verdict.Ingress, verdict.Egress} {
 		sec, part := r.Section(d), &c.parts[d]
 		h := sha256.New()
@@ -59,24 +69,24 @@ func (e *Engine) compile(p *Policy, r *Rule) *compiled {
 					continue
 				}
 				st := &statement{
-					ref: RuleRef{Policy: p.Ref, Spec: r.Spec, Index: i, Direction: d, Deny: deny, File: p.File,
-						Line: entry.Line, Description: r.Description},
+					rule: *newRule(RuleRef{Policy: p.Ref, Spec: r.Spec, Index: i, Direction: d, Deny: deny, File: p.File,
+						Line: entry.Line, Description: r.Description}),
 					order: order(r.Tier, r.Priority), effect: EffectAllow, ports: entry.Ports,
 				}
 				if deny {
 					st.effect = EffectDeny
 				}
-				st.id = refID(&st.ref)
+				e.cookies.refs[st.id] = st.ref
 				e.peers(st, &entry.Peers, p.Namespace)
 				part.statements = append(part.statements, st)
 				st.digest(h.Write)
 			}
 		}
 		if sec.Isolates() {
-			part.isolates = &RuleRef{Policy: p.Ref, Spec: r.Spec, Index: -1, Direction: d, File: p.File, Line: r.Line,
-				Description: r.Description}
-			part.id = refID(part.isolates)
-			fmt.Fprintf(h, "isolates %d", part.id)
+			part.isolates = newRule(RuleRef{Policy: p.Ref, Spec: r.Spec, Index: -1, Direction: d, File: p.File, Line: r.Line,
+				Description: r.Description})
+			e.cookies.refs[part.isolates.id] = part.isolates.ref
+			fmt.Fprintf(h, "isolates %d", part.isolates.id)
 		}
 		copy(part.digest[:], h.Sum(nil))
 	}
@@ -143,13 +153,6 @@ func b2i(b bool) int {
 		return 1
 	}
 	return 0
-}
-
-// refID hashes what names a rule - not where its file is, nor what it says - so that it outlives restarts and moves.
-func refID(r *RuleRef) uint64 {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %d %d %d %t", r.Policy.Kind, r.Policy.Namespace, r.Policy.Name, r.Spec, r.Index,
-		r.Direction, r.Deny))
-	return binary.BigEndian.Uint64(sum[:])
 }
 
 func compareRefs(a, b RuleRef) int {

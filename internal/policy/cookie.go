@@ -23,46 +23,73 @@ func mix(x uint64) uint64 {
 // cookie folds the list into 32 bits, never 0.
 func (l ruleList) cookie() Cookie {
 	x := mix(l.sum ^ uint64(l.n)<<48)
-	c := Cookie(x ^ x>>32)
-	if c == 0 {
-		c = 1
-	}
-	return c
+	return max(Cookie(x^x>>32), 1)
 }
 
 // cookies remembers which rules a cookie stands for. Two lists may share a cookie, one pair in 2^32: then both are
 // shown. So a cookie depends on its rules alone, and neither order nor restarts change it.
 type cookies struct {
-	lists map[Cookie][]ruleSet
+	lists map[Cookie]ruleSet
 	refs  map[uint64]RuleRef // newest by id; deleted rules stay while a list names them
+	slab  []uint64           // ids are cut from here
 }
 
 type ruleSet struct {
-	sum uint64
-	ids []uint64
-	old bool // nobody used it at the last sweep
+	sum  uint64
+	ids  []uint64
+	old  bool      // nobody used it at the last sweep
+	more []ruleSet // other lists with the same cookie
 }
 
-// known tells whether the list is remembered.
-func (c *cookies) known(l ruleList) bool {
-	for _, s := range c.lists[l.cookie()] {
-		if s.sum == l.sum {
-			return true
+// keep returns the cookie of a list, and room for its ids if it is new: the caller fills it.
+func (c *cookies) keep(l ruleList) (k Cookie, room []uint64) {
+	k = l.cookie()
+	s, known := c.lists[k]
+	if known && s.sum == l.sum {
+		return k, nil
+	}
+	for _, o := range s.more {
+		if o.sum == l.sum {
+			return k, nil
 		}
 	}
-	return false
+	if cap(c.slab)-len(c.slab) < l.n {
+		c.slab = make([]uint64, 0, max(1024, l.n))
+	}
+	room = c.slab[len(c.slab) : len(c.slab)+l.n : len(c.slab)+l.n]
+	c.slab = c.slab[:len(c.slab)+l.n]
+	n := ruleSet{sum: l.sum, ids: room}
+	if known {
+		s.more = append(s.more, n)
+	} else {
+		s = n
+	}
+	c.lists[k] = s
+	return k, room
 }
 
-// remember keeps a list under its cookie.
-func (c *cookies) remember(l ruleList, ids []uint64) {
-	k := l.cookie()
-	c.lists[k] = append(c.lists[k], ruleSet{sum: l.sum, ids: ids})
+// name returns the cookie of rules that are no statements.
+func (c *cookies) name(rules ...*rule) Cookie {
+	var l ruleList
+	for _, r := range rules {
+		l.add(r.id)
+	}
+	k, room := c.keep(l)
+	for i := range room {
+		room[i] = rules[i].id
+		c.refs[room[i]] = rules[i].ref
+	}
+	return k
 }
 
 // explain returns the rules that the cookie stands for, in order.
 func (c *cookies) explain(k Cookie) []RuleRef {
 	var out []RuleRef
-	for _, s := range c.lists[k] {
+	first, ok := c.lists[k]
+	if !ok {
+		return nil
+	}
+	for _, s := range append([]ruleSet{first}, first.more...) {
 		for _, id := range s.ids {
 			out = append(out, c.refs[id])
 		}
@@ -74,29 +101,19 @@ func (c *cookies) explain(k Cookie) []RuleRef {
 // sweep forgets lists that nobody used at this and the previous sweep: events on their way may still name the others.
 // It then forgets the rules that are in no list and not in live.
 func (c *cookies) sweep(used map[Cookie]bool, live map[uint64]bool) {
-	for k, sets := range c.lists {
-		if used[k] {
-			for i := range sets {
-				sets[i].old = false
-			}
-			continue
-		}
-		kept := sets[:0]
-		for _, s := range sets {
-			if !s.old {
-				s.old = true
-				kept = append(kept, s)
-			}
-		}
-		if len(kept) == 0 {
+	for k, s := range c.lists {
+		switch {
+		case used[k]:
+			s.old = false
+		case s.old:
 			delete(c.lists, k)
-		} else {
-			c.lists[k] = kept
+			continue
+		default:
+			s.old = true
 		}
-	}
-	for _, sets := range c.lists {
-		for _, set := range sets {
-			for _, id := range set.ids {
+		c.lists[k] = s
+		for _, l := range append([]ruleSet{s}, s.more...) {
+			for _, id := range l.ids {
 				live[id] = true
 			}
 		}

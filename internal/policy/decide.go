@@ -17,6 +17,7 @@ type Decision struct {
 func (e *Engine) Decide(from, to identity.Identity, proto uint8, port uint16) Decision {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.sweep()
 	d := Decision{
 		Egress:  e.judge(&from, &to, verdict.Egress, proto, port),
 		Ingress: e.judge(&to, &from, verdict.Ingress, proto, port),
@@ -39,18 +40,14 @@ func (e *Engine) Decide(from, to identity.Identity, proto uint8, port uint16) De
 // judge is one direction of Decide: the subject's class for that one peer, flattened.
 func (e *Engine) judge(subject, peer *identity.Identity, d verdict.Direction, proto uint8, port uint16) PortVerdict {
 	if !judged(subject) {
-		ref := &RuleRef{Policy: Ref{Kind: KindPorin, Name: "not an endpoint: not judged"}, Spec: -1, Index: -1, Direction: d}
-		var l ruleList
-		l.add(refID(ref))
-		e.name(l, ref)
-		return PortVerdict{Action: verdict.Allow, Cookie: l.cookie()}
+		r := newRule(RuleRef{Policy: Ref{Kind: KindPorin, Name: "not an endpoint: not judged"}, Spec: -1, Index: -1, Direction: d})
+		return PortVerdict{Action: verdict.Allow, Cookie: e.cookies.name(r)}
 	}
-	p := e.plan(subject, e.rulesFor(subject), d)
-	r := e.prepare(p)
-	list := append(e.scratch.list[:0], r.everyone...)
+	r := e.prepare(e.plan(subject, e.groups(subject), d))
+	list := e.start(r)
 	for i, s := range r.selections {
 		if s.matches(peer, &e.cfg) {
-			list = addStatements(list, r.naming[i])
+			list = e.add(list, r.naming[i])
 		}
 	}
 	e.scratch.list = list

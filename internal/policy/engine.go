@@ -44,11 +44,9 @@ type Engine struct {
 	mu         sync.Mutex
 	policies   map[Ref]*Policy
 	rules      map[Ref][]*compiled
-	subjects   byLabel[*compiled]
+	subjects   subjects
 	selections selections
-	slots      []slot
-	slotOf     map[identity.ID]int32
-	free       []int32
+	people     people
 	resolved   map[SubjectKey]*resolved
 	tables     tables
 	cookies    cookies
@@ -57,19 +55,13 @@ type Engine struct {
 	swept      int // tables and cookies after the last sweep
 }
 
-// slot holds a known identity. Selections name identities by slot.
-type slot struct {
-	identity.Identity
-	live bool
-}
-
 // implicit is what porin itself decides in a direction, in the form of rules.
 type implicit struct {
-	open      *statement // "not isolated": names the verdict where nothing isolates
+	open      *rule      // nothing isolates
+	never     *rule      // rules are ignored
+	always    *rule      // isolates
+	init      *rule      // isolates
 	localhost *statement // nil: none
-	always    *RuleRef
-	init      *RuleRef
-	never     *RuleRef
 }
 
 // NewEngine returns an engine without policies that knows no identity.
@@ -77,27 +69,27 @@ func NewEngine(cfg Config) *Engine {
 	cfg.Enforcement = cmp.Or(cfg.Enforcement, EnforceDefault)
 	cfg.AllowLocalhost = cmp.Or(cfg.AllowLocalhost, LocalhostAuto)
 	e := &Engine{
-		cfg:      cfg,
-		policies: map[Ref]*Policy{},
-		rules:    map[Ref][]*compiled{},
-		slotOf:   map[identity.ID]int32{},
-		resolved: map[SubjectKey]*resolved{},
-		tables:   tables{byRows: map[string]*Table{}},
-		cookies:  cookies{lists: map[Cookie][]ruleSet{}, refs: map[uint64]RuleRef{}},
+		cfg:        cfg,
+		policies:   map[Ref]*Policy{},
+		rules:      map[Ref][]*compiled{},
+		subjects:   subjects{byKey: map[string]*group{}},
+		selections: selections{byKey: map[string]*selection{}, byBlock: map[netip.Prefix][]*selection{}},
+		people:     newPeople(),
+		resolved:   map[SubjectKey]*resolved{},
+		tables:     tables{bySum: map[sum]*Table{}},
+		cookies:    cookies{lists: map[Cookie]ruleSet{}, refs: map[uint64]RuleRef{}},
 	}
-	e.selections = selections{byKey: map[string]*selection{}, byBlock: map[netip.Prefix][]*selection{}}
 	e.flat.cookies = &e.cookies
 	for _, d := range []verdict.Direction{verdict.Ingress, verdict.Egress} {
-		ref := func(name string) *RuleRef {
-			return &RuleRef{Policy: Ref{Kind: KindPorin, Name: name}, Spec: -1, Index: -1, Direction: d}
+		named := func(name string) *rule {
+			return newRule(RuleRef{Policy: Ref{Kind: KindPorin, Name: name}, Spec: -1, Index: -1, Direction: d})
 		}
 		im := &e.implicit[d]
-		im.always, im.init, im.never = ref("enforcement always: isolated"), ref("reserved:init: isolated"), ref("enforcement never: rules are ignored")
-		im.open = &statement{ref: *ref("enforcement default: not isolated")}
+		im.open, im.never = named("enforcement default: not isolated"), named("enforcement never: rules are ignored")
+		im.always, im.init = named("enforcement always: isolated"), named("reserved:init: isolated")
 		if d == verdict.Ingress && cfg.AllowLocalhost != LocalhostPolicy {
-			im.localhost = &statement{ref: *ref("allow-localhost"), effect: EffectAllow, order: order(TierNormal, 0)}
-			im.localhost.id = refID(&im.localhost.ref)
-			im.localhost.peers = []*selection{e.acquire(&selection{key: "entity host", entity: "host"})}
+			host := e.acquire(&selection{key: "entity host", entity: "host"})
+			im.localhost = &statement{rule: *named("allow-localhost"), effect: EffectAllow, order: order(TierNormal, 0), peers: []*selection{host}}
 		}
 	}
 	return e
@@ -116,12 +108,13 @@ func (e *Engine) UpdatePolicies(put []*Policy, del []Ref) {
 		list := make([]*compiled, 0, len(p.Rules))
 		for _, r := range p.Rules {
 			c := e.compile(p, r) // before the old one goes: shared selections keep their members
-			e.subjects.add(c.subject.Selector, c)
+			e.subjects.add(c)
 			list = append(list, c)
 		}
 		e.deleteRules(old)
 		e.policies[p.Ref], e.rules[p.Ref] = p, list
 	}
+	e.sweep()
 }
 
 func (e *Engine) deletePolicy(ref Ref) {
@@ -132,7 +125,7 @@ func (e *Engine) deletePolicy(ref Ref) {
 
 func (e *Engine) deleteRules(list []*compiled) {
 	for _, c := range list {
-		e.subjects.remove(c.subject.Selector, c)
+		e.subjects.remove(c)
 		for d := range c.parts {
 			for _, st := range c.parts[d].statements {
 				e.release(st)
@@ -180,13 +173,8 @@ func (e *Engine) acquire(s *selection) *selection {
 		have.refs++
 		return have
 	}
-	s.refs = 1
+	s.refs, s.members = 1, e.people.members(s, &e.cfg)
 	e.selections.index(s)
-	for i := range e.slots {
-		if e.slots[i].live && s.matches(&e.slots[i].Identity, &e.cfg) {
-			s.members = append(s.members, int32(i))
-		}
-	}
 	return s
 }
 
@@ -224,6 +212,7 @@ func (e *Engine) UpdateIdentities(add []identity.Identity, del []identity.ID) []
 			e.addIdentity(&add[i], ch)
 		}
 	}
+	e.sweep()
 	return ch.patches()
 }
 
@@ -269,15 +258,12 @@ func (c changes) patches() []Patch {
 }
 
 func (e *Engine) removeIdentity(id identity.ID, ch changes) {
-	n, ok := e.slotOf[id]
+	n, ok := e.people.slotOf[id]
 	if !ok {
 		return
 	}
-	i := &e.slots[n]
-	for _, s := range e.selections.holding(&i.Identity, &e.cfg) {
-		if at, ok := slices.BinarySearch(s.members, n); ok {
-			s.members = slices.Delete(s.members, at, at+1)
-		}
+	for _, s := range e.selections.holding(&e.people.slots[n].Identity, &e.cfg) {
+		s.members = less(s.members, n)
 		for _, u := range s.users {
 			if u.subject.peer(n) != nil {
 				u.subject.setPeer(n, nil)
@@ -285,33 +271,21 @@ func (e *Engine) removeIdentity(id identity.ID, ch changes) {
 			}
 		}
 	}
-	delete(e.slotOf, id)
-	e.slots[n] = slot{}
-	e.free = append(e.free, n)
+	e.people.remove(n, &e.cfg)
 }
 
 func (e *Engine) addIdentity(i *identity.Identity, ch changes) {
-	if n, ok := e.slotOf[i.ID]; ok {
-		old := &e.slots[n].Identity
+	if n, ok := e.people.slotOf[i.ID]; ok {
+		old := &e.people.slots[n].Identity
 		if old.Prefix == i.Prefix && slices.Equal(old.Labels, i.Labels) {
 			return
 		}
 		e.removeIdentity(i.ID, ch)
 	}
-	var n int32
-	if len(e.free) > 0 {
-		n = e.free[len(e.free)-1]
-		e.free = e.free[:len(e.free)-1]
-	} else {
-		n = int32(len(e.slots))
-		e.slots = append(e.slots, slot{})
-	}
-	e.slots[n] = slot{*i, true}
-	e.slotOf[i.ID] = n
+	n := e.people.add(i, &e.cfg)
 	var touched []*resolved
 	for _, s := range e.selections.holding(i, &e.cfg) {
-		at, _ := slices.BinarySearch(s.members, n)
-		s.members = slices.Insert(s.members, at, n)
+		s.members = with(s.members, n)
 		for _, u := range s.users {
 			if len(u.subject.pending) == 0 {
 				touched = append(touched, u.subject)

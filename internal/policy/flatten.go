@@ -22,16 +22,15 @@ type flattener struct {
 	implicit Cookie // of what no statement decides; only used when !isolated
 	isolated bool
 
-	groups []group // one per order, ascending
+	levels []level // one per order, ascending
 	all    []*statement
 	active []*statement // in force at the current piece
-	counts []int        // per statement: its ports that cover the current piece
 	events []event
 	rows   []Row
 }
 
-// group sums up the statements in force of one tier and priority.
-type group struct {
+// level sums up the statements in force of one tier and priority.
+type level struct {
 	order             uint32
 	deny, allow, pass ruleList
 }
@@ -39,13 +38,13 @@ type group struct {
 type event struct {
 	port  uint32
 	start bool
-	st    int32 // index in all
+	st    *statement
 }
 
 // table flattens sts. No statement may be there twice.
 func (f *flattener) table(sts []*statement) []Row {
 	f.all, f.rows = sts, f.rows[:0]
-	f.groups, f.active = f.groups[:0], f.active[:0]
+	f.levels, f.active = f.levels[:0], f.active[:0]
 	ported := false
 	for _, s := range sts {
 		if s.ports == nil {
@@ -80,56 +79,55 @@ func (r *Row) kind() int {
 	return 0
 }
 
-func (f *flattener) group(order uint32) *group {
-	for i := range f.groups {
-		if f.groups[i].order == order {
-			return &f.groups[i]
+func (f *flattener) level(order uint32) *level {
+	for i := range f.levels {
+		if f.levels[i].order == order {
+			return &f.levels[i]
 		}
 	}
-	f.groups = append(f.groups, group{order: order})
-	slices.SortFunc(f.groups, func(a, b group) int { return cmp.Compare(a.order, b.order) })
-	return f.group(order)
+	at, _ := slices.BinarySearchFunc(f.levels, order, func(l level, o uint32) int { return cmp.Compare(l.order, o) })
+	f.levels = slices.Insert(f.levels, at, level{order: order})
+	return &f.levels[at]
 }
 
 func (f *flattener) enter(s *statement) {
+	s.pos = int32(len(f.active))
 	f.active = append(f.active, s)
-	f.group(s.order).list(s.effect).add(s.id)
+	f.level(s.order).list(s.effect).add(s.id)
 }
 
 func (f *flattener) leave(s *statement) {
-	i := slices.Index(f.active, s)
-	f.active[i] = f.active[len(f.active)-1]
-	f.active = f.active[:len(f.active)-1]
-	f.group(s.order).list(s.effect).remove(s.id)
+	last := len(f.active) - 1
+	f.active[s.pos], f.active[last].pos = f.active[last], s.pos
+	f.active = f.active[:last]
+	f.level(s.order).list(s.effect).remove(s.id)
 }
 
-func (g *group) list(e Effect) *ruleList {
+func (l *level) list(e Effect) *ruleList {
 	switch e {
 	case EffectDeny:
-		return &g.deny
+		return &l.deny
 	case EffectAllow:
-		return &g.allow
+		return &l.allow
 	}
-	return &g.pass
+	return &l.pass
 }
 
-// judge returns the verdict of the statements in force: the first group that has an opinion decides, deny before
+// judge returns the verdict of the statements in force: the first level that has an opinion decides, deny before
 // allow before pass; pass skips the rest of its tier. decided is false where an isolated subject has no opinion: no
 // row says that.
 func (f *flattener) judge() (v PortVerdict, decided bool) {
 	skip := uint32(0) // tiers up to this one are passed
-	for i := range f.groups {
-		g := &f.groups[i]
-		if g.order>>16 <= skip && skip != 0 {
-			continue
-		}
+	for i := range f.levels {
+		l := &f.levels[i]
 		switch {
-		case g.deny.n > 0:
-			return PortVerdict{Action: verdict.Deny, ExplicitDeny: true, Cookie: f.cookie(g, EffectDeny)}, true
-		case g.allow.n > 0:
-			return PortVerdict{Action: verdict.Allow, Cookie: f.cookie(g, EffectAllow)}, true
-		case g.pass.n > 0:
-			skip = g.order >> 16
+		case l.order>>16 <= skip:
+		case l.deny.n > 0:
+			return PortVerdict{Action: verdict.Deny, ExplicitDeny: true, Cookie: f.cookie(l, EffectDeny)}, true
+		case l.allow.n > 0:
+			return PortVerdict{Action: verdict.Allow, Cookie: f.cookie(l, EffectAllow)}, true
+		case l.pass.n > 0:
+			skip = l.order >> 16
 		}
 	}
 	if !f.isolated {
@@ -138,19 +136,20 @@ func (f *flattener) judge() (v PortVerdict, decided bool) {
 	return PortVerdict{}, false
 }
 
-// cookie names the statements in force of g that have the effect.
-func (f *flattener) cookie(g *group, e Effect) Cookie {
-	l := *g.list(e)
-	if !f.cookies.known(l) {
-		ids := make([]uint64, 0, l.n)
-		for _, s := range f.active {
-			if s.order == g.order && s.effect == e {
-				ids = append(ids, s.id)
-			}
-		}
-		f.cookies.remember(l, ids)
+// cookie names the statements in force of l that have the effect.
+func (f *flattener) cookie(l *level, e Effect) Cookie {
+	k, room := f.cookies.keep(*l.list(e))
+	if room == nil {
+		return k
 	}
-	return l.cookie()
+	n := 0
+	for _, s := range f.active {
+		if s.order == l.order && s.effect == e {
+			room[n] = s.id
+			n++
+		}
+	}
+	return k
 }
 
 // protocols adds the rows that hold for one protocol only.
@@ -170,19 +169,15 @@ func (f *flattener) protocols(base PortVerdict, based bool) {
 	common := len(f.active)
 	for _, proto := range protos {
 		f.events = f.events[:0]
-		f.counts = append(f.counts[:0], make([]int, len(f.all))...)
-		for i, s := range f.all {
-			whole := false
-			for _, p := range s.ports {
-				whole = whole || p.Any && (p.Proto == proto || p.AnyProto && p.covers(proto))
-			}
-			if whole {
+		for _, s := range f.all {
+			if slices.ContainsFunc(s.ports, func(p Port) bool { return p.Any && p.covers(proto) }) {
 				f.enter(s)
 				continue
 			}
+			s.count = 0
 			for _, p := range s.ports {
 				if p.covers(proto) {
-					f.events = append(f.events, event{uint32(p.First), true, int32(i)}, event{uint32(p.Last) + 1, false, int32(i)})
+					f.events = append(f.events, event{uint32(p.First), true, s}, event{uint32(p.Last) + 1, false, s})
 				}
 			}
 		}
@@ -213,13 +208,12 @@ func (f *flattener) pieces(proto uint8, general PortVerdict, based bool) {
 	for i := 0; i < len(f.events); {
 		port := f.events[i].port
 		for ; i < len(f.events) && f.events[i].port == port; i++ {
-			ev := f.events[i]
-			if n := &f.counts[ev.st]; ev.start {
-				if *n++; *n == 1 {
-					f.enter(f.all[ev.st])
+			if s := f.events[i].st; f.events[i].start {
+				if s.count++; s.count == 1 {
+					f.enter(s)
 				}
-			} else if *n--; *n == 0 {
-				f.leave(f.all[ev.st])
+			} else if s.count--; s.count == 0 {
+				f.leave(s)
 			}
 		}
 		if i == len(f.events) {

@@ -1,9 +1,6 @@
 package policy
 
 import (
-	"bytes"
-	"crypto/sha256"
-	"encoding/base64"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -51,6 +48,7 @@ type scratch struct {
 	class []int32 // by slot
 	nodes []node
 	list  []*statement
+	mark  uint64 // number of the list
 }
 
 // node is a class of identities: those held by the selection and by all of the parents' and by no other. The class 0
@@ -71,8 +69,8 @@ func (e *Engine) Resolve(id identity.Identity) (ingress, egress *Subject, err er
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	rules := e.rulesFor(&id)
-	return e.subject(e.plan(&id, rules, verdict.Ingress)), e.subject(e.plan(&id, rules, verdict.Egress)), nil
+	groups := e.groups(&id)
+	return e.subject(e.plan(&id, groups, verdict.Ingress)), e.subject(e.plan(&id, groups, verdict.Egress)), nil
 }
 
 // Forget drops a subject that nobody uses any more: no patch is made for it afterwards.
@@ -95,78 +93,64 @@ func (e *Engine) Forget(key SubjectKey) {
 	e.sweep()
 }
 
-// rulesFor returns the rules that select id, in an order that depends on their content only.
-func (e *Engine) rulesFor(id *identity.Identity) []*compiled {
+// groups returns the rules that count for id.
+func (e *Engine) groups(id *identity.Identity) []*group {
 	if e.cfg.Enforcement == EnforceNever && !is(id, identity.Init) {
 		return nil
 	}
-	var out []*compiled
-	e.subjects.find(id.Labels, func(c *compiled) {
-		if c.subject.matches(id) {
-			out = append(out, c)
-		}
-	})
-	slices.SortFunc(out, func(a, b *compiled) int { return bytes.Compare(a.digest[:], b.digest[:]) })
-	return slices.Compact(out) // one rule may come by several labels
+	return e.subjects.selecting(id)
 }
 
 // plan is a subject about to be resolved.
 type plan struct {
-	key        SubjectKey
-	direction  verdict.Direction
-	isolated   bool
-	def        ruleList
-	defRefs    []*RuleRef
-	implicit   *statement
-	statements []*statement
+	key       SubjectKey
+	direction verdict.Direction
+	isolated  bool
+	parts     []*groupPart
+	own       *rule      // isolates besides the policies; else nil
+	open      *rule      // names what is allowed because nothing isolates
+	localhost *statement // nil: none
 }
 
-// plan collects the statements for id in one direction and what isolates it.
-func (e *Engine) plan(id *identity.Identity, rules []*compiled, d verdict.Direction) *plan {
-	p := &plan{direction: d}
+// plan collects what counts for id in one direction, and its key.
+func (e *Engine) plan(id *identity.Identity, groups []*group, d verdict.Direction) plan {
 	im := &e.implicit[d]
-	isolate := func(ref *RuleRef, hash uint64) {
-		p.isolated = true
-		p.def.add(hash)
-		p.defRefs = append(p.defRefs, ref)
-	}
-	h := make([]byte, 0, 64+16*len(rules))
-	h = fmt.Appendf(h, "%d %q %t", d, e.cfg.Cluster, e.cfg.DualStack)
-	for _, c := range rules {
-		part := &c.parts[d]
-		if part.empty() {
+	p := plan{direction: d, open: im.open}
+	h := make([]byte, 0, 256)
+	h = fmt.Appendf(h, "%d %q %t\n", d, e.cfg.Cluster, e.cfg.DualStack)
+	for _, g := range groups {
+		part := g.part(d)
+		if part.empty {
 			continue
 		}
-		p.statements = append(p.statements, part.statements...)
-		if part.isolates != nil {
-			isolate(part.isolates, part.id)
-		}
+		p.parts = append(p.parts, part)
+		p.isolated = p.isolated || len(part.isolates) > 0
 		h = append(h, part.digest[:]...)
 	}
 	switch {
 	case is(id, identity.Init):
-		isolate(im.init, refID(im.init))
+		p.own = im.init
 	case e.cfg.Enforcement == EnforceNever:
-		p.implicit = &statement{ref: *im.never}
+		p.open = im.never
 	case e.cfg.Enforcement == EnforceAlways:
-		isolate(im.always, refID(im.always))
+		p.own = im.always
 	}
-	if p.implicit == nil {
-		p.implicit = im.open
+	p.isolated = p.isolated || p.own != nil
+	if p.own != nil {
+		h = binary.BigEndian.AppendUint64(h, p.own.id)
 	}
-	if p.isolated && im.localhost != nil {
-		p.statements = append(p.statements, im.localhost)
-		h = binary.BigEndian.AppendUint64(h, im.localhost.id)
+	if p.isolated {
+		p.localhost = im.localhost
+		h = fmt.Appendf(h, "\nisolated %t", p.localhost != nil)
+	} else {
+		h = binary.BigEndian.AppendUint64(h, p.open.id)
 	}
-	h = binary.BigEndian.AppendUint64(h, p.def.sum)
-	h = fmt.Appendf(h, "%t %s", p.isolated, p.implicit.ref.Policy.Name)
-	sum := sha256.Sum256(h)
-	p.key = SubjectKey(base64.RawURLEncoding.EncodeToString(sum[:18]))
+	p.key = SubjectKey(hash(h).String())
 	return p
 }
 
 // subject returns the subject of a plan, resolved before or now.
-func (e *Engine) subject(p *plan) *Subject {
+func (e *Engine) subject(p plan) *Subject {
 	r, ok := e.resolved[p.key]
 	if !ok {
 		r = e.resolve(p)
@@ -183,7 +167,7 @@ func (e *Engine) subject(p *plan) *Subject {
 	s.Peers = make(map[identity.ID]*Table, n)
 	for i, t := range r.peers {
 		if t != nil {
-			s.Peers[e.slots[i].ID] = t
+			s.Peers[e.people.slots[i].ID] = t
 		}
 	}
 	r.snapshot = weak.Make(s)
@@ -191,53 +175,69 @@ func (e *Engine) subject(p *plan) *Subject {
 }
 
 // prepare makes the part of a subject that does not depend on the identities that exist.
-func (e *Engine) prepare(p *plan) *resolved {
-	r := &resolved{key: p.key, direction: p.direction, isolated: p.isolated, statements: p.statements, classes: map[string]*Table{}}
-	if p.isolated {
-		r.def = p.def.cookie()
-		e.name(p.def, p.defRefs...)
-	} else {
-		var l ruleList
-		l.add(refID(&p.implicit.ref))
-		r.implicit = l.cookie()
-		e.name(l, &p.implicit.ref)
+func (e *Engine) prepare(p plan) *resolved {
+	r := &resolved{key: p.key, direction: p.direction, isolated: p.isolated}
+	count := b2i(p.localhost != nil)
+	var isolates []*rule
+	for _, part := range p.parts {
+		count += len(part.statements)
+		isolates = append(isolates, part.isolates...)
 	}
+	r.statements = make([]*statement, 0, count)
+	for _, part := range p.parts {
+		r.statements = append(r.statements, part.statements...)
+	}
+	if p.localhost != nil {
+		r.statements = append(r.statements, p.localhost)
+		e.cookies.refs[p.localhost.id] = p.localhost.ref
+	}
+	if p.own != nil {
+		isolates = append(isolates, p.own)
+	}
+	if p.isolated {
+		r.def = e.cookies.name(isolates...)
+	} else {
+		r.implicit = e.cookies.name(p.open)
+	}
+	e.group(r)
+	r.other = e.flatten(r, r.everyone)
+	return r
+}
+
+// group lists the distinct selections of a subject and the statements that name each.
+func (e *Engine) group(r *resolved) {
 	e.selections.round++
-	round := e.selections.round
-	for _, st := range p.statements {
-		e.cookies.refs[st.id] = st.ref
+	round, total := e.selections.round, 0
+	for _, st := range r.statements {
 		if st.all {
 			r.everyone = append(r.everyone, st)
 			continue
 		}
+		total += len(st.peers)
 		for _, s := range st.peers {
 			if s.round != round {
 				s.round, s.index = round, int32(len(r.selections))
 				r.selections = append(r.selections, s)
 				r.naming = append(r.naming, nil)
 			}
-			r.naming[s.index] = append(r.naming[s.index], st)
+			s.named++
 		}
 	}
-	r.other = e.flatten(r, r.everyone)
-	return r
-}
-
-// name remembers a list of rules that are no statements.
-func (e *Engine) name(l ruleList, refs ...*RuleRef) {
-	if e.cookies.known(l) {
-		return
+	all := make([]*statement, total) // cut into one list per selection
+	for i, s := range r.selections {
+		r.naming[i], all, s.named = all[:0:s.named], all[s.named:], 0
 	}
-	ids := make([]uint64, len(refs))
-	for i, ref := range refs {
-		ids[i] = refID(ref)
-		e.cookies.refs[ids[i]] = *ref
+	for _, st := range r.statements {
+		if !st.all {
+			for _, s := range st.peers {
+				r.naming[s.index] = append(r.naming[s.index], st)
+			}
+		}
 	}
-	e.cookies.remember(l, ids)
 }
 
 // resolve sorts the identities into classes and flattens each class that has members.
-func (e *Engine) resolve(p *plan) *resolved {
+func (e *Engine) resolve(p plan) *resolved {
 	r := e.prepare(p)
 	for _, st := range r.statements {
 		for _, s := range st.peers {
@@ -248,7 +248,7 @@ func (e *Engine) resolve(p *plan) *resolved {
 		s.users = append(s.users, use{r, int32(i)})
 	}
 	sc := &e.scratch
-	sc.class = append(sc.class[:0], make([]int32, len(e.slots))...)
+	sc.class = append(sc.class[:0], make([]int32, len(e.people.slots))...)
 	sc.nodes = append(sc.nodes[:0], node{split: -1})
 	for i, s := range r.selections {
 		for _, m := range s.members {
@@ -262,7 +262,7 @@ func (e *Engine) resolve(p *plan) *resolved {
 			sc.class[m] = n.into
 		}
 	}
-	r.peers = make([]*Table, len(e.slots))
+	r.peers = make([]*Table, len(e.people.slots))
 	for m, c := range sc.class {
 		if c == 0 {
 			continue
@@ -280,9 +280,9 @@ func (e *Engine) resolve(p *plan) *resolved {
 
 // nodeTable flattens a class of the partition.
 func (e *Engine) nodeTable(r *resolved, c int32) *Table {
-	list := append(e.scratch.list[:0], r.everyone...)
+	list := e.start(r)
 	for ; c != 0; c = e.scratch.nodes[c].parent {
-		list = addStatements(list, r.naming[e.scratch.nodes[c].selection])
+		list = e.add(list, r.naming[e.scratch.nodes[c].selection])
 	}
 	e.scratch.list = list
 	return e.flatten(r, list)
@@ -298,23 +298,30 @@ func (e *Engine) classTable(r *resolved, held []int32) *Table {
 	if t, ok := r.classes[string(key)]; ok {
 		return t
 	}
-	list := append(e.scratch.list[:0], r.everyone...)
+	list := e.start(r)
 	for _, i := range held {
-		list = addStatements(list, r.naming[i])
+		list = e.add(list, r.naming[i])
 	}
 	e.scratch.list = list
 	t := e.flatten(r, list)
-	if len(r.classes) >= 4096 {
-		clear(r.classes)
+	if r.classes == nil || len(r.classes) >= 4096 {
+		r.classes = map[string]*Table{}
 	}
 	r.classes[string(key)] = t
 	return t
 }
 
-// addStatements appends those that are not there yet.
-func addStatements(list, more []*statement) []*statement {
+// start begins the list of a class's statements.
+func (e *Engine) start(r *resolved) []*statement {
+	e.scratch.mark++
+	return append(e.scratch.list[:0], r.everyone...)
+}
+
+// add appends those that are not on the list yet.
+func (e *Engine) add(list, more []*statement) []*statement {
 	for _, st := range more {
-		if len(st.peers) == 1 || !slices.Contains(list, st) {
+		if st.mark != e.scratch.mark {
+			st.mark = e.scratch.mark
 			list = append(list, st)
 		}
 	}
@@ -328,12 +335,12 @@ func (e *Engine) flatten(r *resolved, list []*statement) *Table {
 
 // sweep drops tables and cookies that no subject uses, once there are many.
 func (e *Engine) sweep() {
-	if len(e.tables.byRows)+len(e.cookies.lists) < 2*e.swept+8192 {
+	if len(e.tables.bySum)+len(e.cookies.lists) < 2*e.swept+8192 {
 		return
 	}
 	used, cookies, ids := map[*Table]bool{}, map[Cookie]bool{}, map[uint64]bool{}
 	for _, r := range e.resolved {
-		clear(r.classes)
+		r.classes = nil
 		used[r.other] = true
 		for _, t := range r.peers {
 			if t != nil {
@@ -345,15 +352,27 @@ func (e *Engine) sweep() {
 			ids[st.id] = true
 		}
 	}
-	for k, t := range e.tables.byRows {
+	for k, t := range e.tables.bySum {
 		if !used[t] {
-			delete(e.tables.byRows, k)
+			delete(e.tables.bySum, k)
 			continue
 		}
 		for i := range t.Rows {
 			cookies[t.Rows[i].Verdict.Cookie] = true
 		}
 	}
+	for _, rules := range e.rules {
+		for _, c := range rules {
+			for d := range c.parts {
+				for _, st := range c.parts[d].statements {
+					ids[st.id] = true
+				}
+				if c.parts[d].isolates != nil {
+					ids[c.parts[d].isolates.id] = true
+				}
+			}
+		}
+	}
 	e.cookies.sweep(cookies, ids)
-	e.swept = len(e.tables.byRows) + len(e.cookies.lists)
+	e.swept = len(e.tables.bySum) + len(e.cookies.lists)
 }

@@ -22,6 +22,7 @@ type selection struct {
 
 	round uint64 // scratch: the last walk that met it, and its number in that walk
 	index int32
+	named int32 // in group: the statements that name it
 }
 
 type use struct {

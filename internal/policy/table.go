@@ -10,10 +10,23 @@ import (
 	"porin/internal/verdict"
 )
 
+// sum is a hash of content, long enough that no two contents ever share one.
+type sum [18]byte
+
+func hash(b []byte) (s sum) {
+	h := sha256.Sum256(b)
+	copy(s[:], h[:])
+	return s
+}
+
+func (s sum) String() string { return base64.RawURLEncoding.EncodeToString(s[:]) }
+
 // tables keeps every verdict table in use once.
 type tables struct {
-	byRows map[string]*Table // key: the rows, encoded
-	buf    []byte
+	bySum map[sum]*Table
+	buf   []byte
+	slab  []Table // new tables and their rows are cut from slabs
+	rows  []Row
 }
 
 // intern returns the table with these rows, copying them if it is new.
@@ -27,12 +40,21 @@ func (t *tables) intern(rows []Row) *Table {
 		b = binary.BigEndian.AppendUint32(b, uint32(r.Verdict.Cookie))
 	}
 	t.buf = b
-	if have, ok := t.byRows[string(b)]; ok {
+	s := hash(b)
+	if have, ok := t.bySum[s]; ok {
 		return have
 	}
-	sum := sha256.Sum256(b)
-	table := &Table{Key: base64.RawURLEncoding.EncodeToString(sum[:18]), Rows: append(make([]Row, 0, len(rows)), rows...)}
-	t.byRows[string(b)] = table
+	if len(t.slab) == cap(t.slab) {
+		t.slab = make([]Table, 0, 64)
+	}
+	if cap(t.rows)-len(t.rows) < len(rows) {
+		t.rows = make([]Row, 0, max(256, len(rows)))
+	}
+	from := len(t.rows)
+	t.rows = append(t.rows, rows...)
+	t.slab = append(t.slab, Table{Key: s.String(), Rows: t.rows[from:len(t.rows):len(t.rows)]})
+	table := &t.slab[len(t.slab)-1]
+	t.bySum[s] = table
 	return table
 }
 

@@ -1,0 +1,100 @@
+package policy
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strings"
+
+	"porin/internal/identity"
+	"porin/internal/verdict"
+)
+
+// group is all rules with the same subject selector: it is matched once for all of them.
+type group struct {
+	key     string
+	subject selector
+	rules   []*compiled // by digest: the order depends on content only
+	parts   [3]groupPart
+	stale   bool // parts are to be made anew
+}
+
+// groupPart is what the rules of a group say in one direction, together.
+type groupPart struct {
+	statements []*statement
+	isolates   []*rule
+	digest     sum
+	empty      bool
+}
+
+// subjects finds the groups that select an identity.
+type subjects struct {
+	byKey   map[string]*group
+	byLabel byLabel[*group]
+}
+
+func (x *subjects) add(c *compiled) {
+	key := fmt.Sprintf("%t %s", c.subject.workload, c.subject.Selector)
+	g, ok := x.byKey[key]
+	if !ok {
+		g = &group{key: key, subject: c.subject}
+		x.byKey[key] = g
+		x.byLabel.add(g.subject.Selector, g)
+	}
+	at, _ := slices.BinarySearchFunc(g.rules, c, compareRules)
+	g.rules, g.stale = slices.Insert(g.rules, at, c), true
+}
+
+func compareRules(a, b *compiled) int { return bytes.Compare(a.digest[:], b.digest[:]) }
+
+func (x *subjects) remove(c *compiled) {
+	g := x.byKey[fmt.Sprintf("%t %s", c.subject.workload, c.subject.Selector)]
+	at, _ := slices.BinarySearchFunc(g.rules, c, compareRules)
+	for g.rules[at] != c { // rules that say nothing may have equal digests
+		at++
+	}
+	g.rules, g.stale = slices.Delete(g.rules, at, at+1), true
+	if len(g.rules) == 0 {
+		delete(x.byKey, g.key)
+		x.byLabel.remove(g.subject.Selector, g)
+	}
+}
+
+// selecting returns the groups that select id, in an order that depends on their content only.
+func (x *subjects) selecting(id *identity.Identity) []*group {
+	var out []*group
+	x.byLabel.find(id.Labels, func(g *group) {
+		if g.subject.matches(id) {
+			out = append(out, g)
+		}
+	})
+	slices.SortFunc(out, func(a, b *group) int { return strings.Compare(a.key, b.key) })
+	return slices.Compact(out) // one may come by several labels
+}
+
+// part returns what the group says in a direction.
+func (g *group) part(d verdict.Direction) *groupPart {
+	if g.stale {
+		g.parts, g.stale = [3]groupPart{}, false
+		for _, d := range []verdict.Direction{verdict.Ingress, verdict.Egress} {
+			p := &g.parts[d]
+			p.empty = true
+			h := sha256.New()
+			for _, c := range g.rules {
+				part := &c.parts[d]
+				if part.empty() {
+					continue
+				}
+				p.empty = false
+				p.statements = append(p.statements, part.statements...)
+				if part.isolates != nil {
+					p.isolates = append(p.isolates, part.isolates)
+				}
+				h.Write(part.digest[:])
+			}
+			copy(p.digest[:], h.Sum(nil))
+		}
+	}
+	return &g.parts[d]
+}
