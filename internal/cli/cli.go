@@ -17,6 +17,7 @@ import (
 
 	"porin/internal/datapath"
 	"porin/internal/flow"
+	"porin/internal/lab"
 )
 
 // Version is set by the linker.
@@ -138,9 +139,34 @@ Environment:
 	root.AddCommand(
 		s.statusCommand(), s.endpointCommand(), s.identityCommand(), s.policyCommand(), s.ipCommand(), s.nodeCommand(),
 		s.configCommand(), s.metricsCommand(), s.bpfCommand(), s.monitorCommand(), s.dbCommand(), s.cleanupCommand(),
-		completionCommand(), s.versionCommand(),
+		completionCommand(), s.versionCommand(), labCommand(),
 	)
+	refuse(root)
 	return root
+}
+
+func labCommand() *cobra.Command {
+	c := lab.Command()
+	c.Example = "  sudo porin lab run examples/starwars/lab.yaml"
+	return c
+}
+
+// refuse makes wrong arguments of every command below c an error of usage, whoever checks them.
+func refuse(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		refuse(sub)
+	}
+	check := c.Args
+	if check == nil {
+		return
+	}
+	c.Args = func(cmd *cobra.Command, args []string) error {
+		err := check(cmd, args)
+		if _, ok := errors.AsType[coded](err); err == nil || ok {
+			return err
+		}
+		return coded{err, exitUsage}
+	}
 }
 
 func defaultSocket() string {

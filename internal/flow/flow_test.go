@@ -306,7 +306,7 @@ func TestHostileTextIsEscaped(t *testing.T) {
 		printable(t, "verbose line", Line(f, true))
 		printable(t, "agent line", AgentLine(&agentv1.AgentEvent{Type: h, Text: h}))
 		printable(t, "escape", Escape(h))
-		for _, r := range strings.Split(strings.TrimSpace(Dump(&flowpb.Flow{PorinSnap: []byte(h)})), "\n") {
+		for r := range strings.SplitSeq(strings.TrimSpace(Dump(&flowpb.Flow{PorinSnap: []byte(h)})), "\n") {
 			printable(t, "dump", r)
 		}
 		if !strings.Contains(h, "\xff") { // protobuf refuses text that is not UTF-8

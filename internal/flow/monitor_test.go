@@ -106,12 +106,12 @@ func TestFilters(t *testing.T) {
 			req.Last = 100
 			wait := listen(t, o, req)
 			play()
-			got := ""
+			var got strings.Builder
 			for _, m := range wait(2 * len(c.want)) {
-				got += read(m)
+				got.WriteString(read(m))
 			}
-			if got != c.want+c.want {
-				t.Errorf("replayed and live = %s, want %s twice", got, c.want)
+			if got.String() != c.want+c.want {
+				t.Errorf("replayed and live = %s, want %s twice", got.String(), c.want)
 			}
 		})
 	}

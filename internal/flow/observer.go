@@ -6,6 +6,7 @@ package flow
 
 import (
 	"log/slog"
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
@@ -159,9 +160,7 @@ func (o *Observer) Counts() Counts {
 	c := o.counts
 	c.Seen = o.seen
 	c.FlowsByEvent = make(map[Kind]uint64, len(o.counts.FlowsByEvent))
-	for k, v := range o.counts.FlowsByEvent {
-		c.FlowsByEvent[k] = v
-	}
+	maps.Copy(c.FlowsByEvent, o.counts.FlowsByEvent)
 	return c
 }
 
