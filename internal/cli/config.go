@@ -28,6 +28,8 @@ func (s *shell) configGet() *cobra.Command {
 		Use: "get [KEY...]", Short: "Show all settings, or some",
 		Long:    "Shows the agent's settings, which have the names of its flags. CHANGEABLE are those that 'porin config set' changes while the agent runs.",
 		Example: "  porin config get\n  porin config get mtu -o json",
+
+		ValidArgsFunction: s.complete(-1, settingNames),
 	}
 	out := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

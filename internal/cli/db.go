@@ -21,6 +21,8 @@ func (s *shell) dbCommand() *cobra.Command {
 		Example: `  porin db
   porin db endpoints -o json | jq '.[].identity'`,
 		Args: between(0, 1, "TABLE"),
+
+		ValidArgsFunction: s.complete(1, tableNames),
 	}
 	out := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -86,7 +86,7 @@ func enforced(on bool) string {
 
 // endpointPage asks for one endpoint and prints it.
 func (s *shell) endpointPage(use, short, example string, get func(ctx context.Context, agent agentv1.AgentClient, id string) (*agentv1.Endpoint, error)) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Long: short + ".\n\n" + idForms, Example: example, Args: exactly("ENDPOINT")}
+	cmd := &cobra.Command{Use: use, Short: short, Long: short + ".\n\n" + idForms, Example: example, Args: exactly("ENDPOINT"), ValidArgsFunction: s.complete(1, endpointNames)}
 	out := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return s.ask(cmd, func(ctx context.Context, agent agentv1.AgentClient) error {
@@ -150,7 +150,7 @@ A label is source:key=value.
 func (s *shell) endpointLog() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "log ENDPOINT", Short: "Show what happened to an endpoint", Long: "Shows the states that an endpoint went through, the oldest first.\n\n" + idForms,
-		Example: "  porin endpoint log default/xwing", Args: exactly("ENDPOINT"),
+		Example: "  porin endpoint log default/xwing", Args: exactly("ENDPOINT"), ValidArgsFunction: s.complete(1, endpointNames),
 	}
 	out := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -175,7 +175,7 @@ func (s *shell) endpointLog() *cobra.Command {
 func (s *shell) endpointHealth() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "health ENDPOINT", Short: "Is an endpoint well?", Long: "Says whether an endpoint is attached, and its policy in force.\n\n" + idForms,
-		Example: "  porin endpoint health 12", Args: exactly("ENDPOINT"),
+		Example: "  porin endpoint health 12", Args: exactly("ENDPOINT"), ValidArgsFunction: s.complete(1, endpointNames),
 	}
 	out := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

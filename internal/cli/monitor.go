@@ -40,16 +40,19 @@ drops and verdicts are kept longest.`,
 	}
 	formats := &output{format: "table", known: []string{"table", "json"}}
 	f := cmd.Flags()
-	f.StringArrayVarP(&types, "type", "t", nil, "only events of this type (may be repeated): "+strings.Join(flow.Types(), ", "))
-	f.StringArrayVar(&from, "from", nil, "only flows from this endpoint: number, NAMESPACE/POD or address (may be repeated)")
-	f.StringArrayVar(&to, "to", nil, "only flows to this endpoint (may be repeated)")
-	f.StringArrayVar(&related, "related-to", nil, "only flows from or to this endpoint (may be repeated)")
+	f.StringSliceVarP(&types, "type", "t", nil, "only events of this type (may be repeated, or a list with commas): "+strings.Join(flow.Types(), ", "))
+	f.StringSliceVar(&from, "from", nil, "only flows from this endpoint: number, NAMESPACE/POD or address (may be repeated)")
+	f.StringSliceVar(&to, "to", nil, "only flows to this endpoint (may be repeated)")
+	f.StringSliceVar(&related, "related-to", nil, "only flows from or to this endpoint (may be repeated)")
 	f.VarP(formats, "output", "o", "format: table (a line for people), json (an object a line)")
 	f.BoolVarP(&asJSON, "json", "j", false, "same as -o json")
 	f.BoolVarP(&verbose, "verbose", "v", false, "all labels, numbers, device, MAC addresses, and where the rules are written")
 	f.BoolVar(&hex, "hex", false, "also the packet's first bytes")
 	f.Uint32Var(&last, "last", 0, "first show this many events of the past")
 	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions(flow.Types(), cobra.ShellCompDirectiveNoFileComp)) // fails only without the flag
+	for _, name := range []string{"from", "to", "related-to"} {
+		_ = cmd.RegisterFlagCompletionFunc(name, s.complete(-1, endpointNames)) // fails only without the flag
+	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		for _, t := range types {
 			if !slices.Contains(flow.Types(), t) {

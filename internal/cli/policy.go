@@ -165,6 +165,7 @@ documents themselves, ready for 'porin policy apply -f -'.
 ` + nameForms,
 		Example: `  porin policy get
   porin policy get default/allow-empire -o manifest`,
+		ValidArgsFunction: s.complete(-1, policyNames),
 	}
 	named.flags(cmd)
 	out := outputFlag(cmd, "manifest")
@@ -214,6 +215,7 @@ func (s *shell) policyDelete() *cobra.Command {
   porin policy delete --kind ccnp baseline
   porin policy delete -f policy.yaml
   porin policy delete --all`,
+		ValidArgsFunction: s.complete(-1, policyNames),
 	}
 	named.flags(cmd)
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, folder, or - for the standard input (may be repeated)")
