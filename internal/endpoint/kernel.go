@@ -174,7 +174,11 @@ func (e *Endpoints) flip(ep Endpoint, ingress, egress *policy.Subject) (Endpoint
 	}
 	e.point(ep.ID, ep.Ingress, ep.Egress)
 	e.alarm(lockAlarm(ep.ID), "")
-	e.noteOf(ep.ID, func(n *note) { n.tries, n.next = 0, time.Time{} })
+	e.noteOf(ep.ID, func(n *note) {
+		if n.tries, n.next = 0, (time.Time{}); n.unsaved {
+			n.next = e.cfg.Now() // Run writes the state file
+		}
+	})
 	return ep, nil
 }
 

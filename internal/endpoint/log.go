@@ -53,7 +53,7 @@ func (e *Endpoints) Alarms() []string {
 	out := slices.Collect(maps.Values(e.alarms))
 	for _, n := range e.notes {
 		if n.unsaved {
-			out = append(out, fmt.Sprintf("state file of %s is out of date: it is written again until it works", n.device))
+			out = append(out, fmt.Sprintf("state file of %s is out of date: writing it is tried until it works", n.device))
 		}
 	}
 	e.mu.Unlock()
