@@ -76,7 +76,7 @@ func (e *Engine) compile(p *Policy, r *Rule) *compiled {
 				if deny {
 					st.effect = EffectDeny
 				}
-				e.cookies.refs[st.id] = st.ref
+				e.cookies.know(&st.rule)
 				e.peers(st, &entry.Peers, p.Namespace)
 				part.statements = append(part.statements, st)
 				st.digest(h.Write)
@@ -85,7 +85,7 @@ func (e *Engine) compile(p *Policy, r *Rule) *compiled {
 		if sec.Isolates() {
 			part.isolates = newRule(RuleRef{Policy: p.Ref, Spec: r.Spec, Index: -1, Direction: d, File: p.File, Line: r.Line,
 				Description: r.Description})
-			e.cookies.refs[part.isolates.id] = part.isolates.ref
+			e.cookies.know(part.isolates)
 			fmt.Fprintf(h, "isolates %d", part.isolates.id)
 		}
 		copy(part.digest[:], h.Sum(nil))

@@ -77,10 +77,12 @@ func (c *cookies) name(rules ...*rule) Cookie {
 	k, room := c.keep(l)
 	for i := range room {
 		room[i] = rules[i].id
-		c.refs[room[i]] = rules[i].ref
 	}
 	return k
 }
+
+// know makes a rule one that explain can name.
+func (c *cookies) know(r *rule) { c.refs[r.id] = r.ref }
 
 // explain returns the rules that the cookie stands for, in order.
 func (c *cookies) explain(k Cookie) []RuleRef {

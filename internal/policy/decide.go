@@ -40,8 +40,7 @@ func (e *Engine) Decide(from, to identity.Identity, proto uint8, port uint16) De
 // judge is one direction of Decide: the subject's class for that one peer, flattened.
 func (e *Engine) judge(subject, peer *identity.Identity, d verdict.Direction, proto uint8, port uint16) PortVerdict {
 	if !judged(subject) {
-		r := newRule(RuleRef{Policy: Ref{Kind: KindPorin, Name: "not an endpoint: not judged"}, Spec: -1, Index: -1, Direction: d})
-		return PortVerdict{Action: verdict.Allow, Cookie: e.cookies.name(r)}
+		return PortVerdict{Action: verdict.Allow, Cookie: e.cookies.name(e.implicit[d].outside)}
 	}
 	r := e.prepare(e.plan(subject, e.groups(subject), d))
 	list := e.start(r)

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -33,13 +34,19 @@ type Config struct {
 	Audit          bool   // Decide reports what audit mode makes of a denial; tables always carry the real verdict
 	Cluster        string // our own cluster's name; empty: every workload is of our own
 	DualStack      bool   // the outside is world-ipv4 and world-ipv6; else it is world
+	MaxRows        int    // of all verdict tables of one subject; 0: 4 million
 }
+
+// ErrTooLarge: a subject needs more rows than Config.MaxRows. Rules for everyone count once for each class of peers that
+// other rules name, so few rules can ask for very many rows.
+var ErrTooLarge = errors.New("policy too large")
 
 // Engine resolves policies and identities into subjects. Safe for concurrent use; but a caller that applies what it
 // returns must apply the results of Resolve and UpdateIdentities in the order in which they were returned.
 type Engine struct {
 	cfg      Config
 	implicit [3]implicit // by direction
+	own      []*rule     // all of those
 
 	mu         sync.Mutex
 	policies   map[Ref]*Policy
@@ -61,6 +68,8 @@ type implicit struct {
 	never     *rule      // rules are ignored
 	always    *rule      // isolates
 	init      *rule      // isolates
+	outside   *rule      // of a side that is no endpoint of porin
+	overflow  *rule      // denies a peer that came after MaxRows was reached
 	localhost *statement // nil: none
 }
 
@@ -68,6 +77,7 @@ type implicit struct {
 func NewEngine(cfg Config) *Engine {
 	cfg.Enforcement = cmp.Or(cfg.Enforcement, EnforceDefault)
 	cfg.AllowLocalhost = cmp.Or(cfg.AllowLocalhost, LocalhostAuto)
+	cfg.MaxRows = cmp.Or(cfg.MaxRows, 4<<20)
 	e := &Engine{
 		cfg:        cfg,
 		policies:   map[Ref]*Policy{},
@@ -82,11 +92,15 @@ func NewEngine(cfg Config) *Engine {
 	e.flat.cookies = &e.cookies
 	for _, d := range []verdict.Direction{verdict.Ingress, verdict.Egress} {
 		named := func(name string) *rule {
-			return newRule(RuleRef{Policy: Ref{Kind: KindPorin, Name: name}, Spec: -1, Index: -1, Direction: d})
+			r := newRule(RuleRef{Policy: Ref{Kind: KindPorin, Name: name}, Spec: -1, Index: -1, Direction: d})
+			e.cookies.know(r)
+			e.own = append(e.own, r)
+			return r
 		}
 		im := &e.implicit[d]
 		im.open, im.never = named("enforcement default: not isolated"), named("enforcement never: rules are ignored")
 		im.always, im.init = named("enforcement always: isolated"), named("reserved:init: isolated")
+		im.outside, im.overflow = named("not an endpoint: not judged"), named("policy too large: denied")
 		if d == verdict.Ingress && cfg.AllowLocalhost != LocalhostPolicy {
 			host := e.acquire(&selection{key: "entity host", entity: "host"})
 			im.localhost = &statement{rule: *named("allow-localhost"), effect: EffectAllow, order: order(TierNormal, 0), peers: []*selection{host}}

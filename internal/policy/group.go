@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -15,9 +16,9 @@ import (
 type group struct {
 	key     string
 	subject selector
-	rules   []*compiled // by digest: the order depends on content only
-	parts   [3]groupPart
-	stale   bool // parts are to be made anew
+	rules   map[*compiled]bool
+	parts   [3]groupPart // sorted by content, so that what is made of them does not depend on the order of changes
+	stale   bool         // parts are to be made anew
 }
 
 // groupPart is what the rules of a group say in one direction, together.
@@ -38,23 +39,17 @@ func (x *subjects) add(c *compiled) {
 	key := fmt.Sprintf("%t %s", c.subject.workload, c.subject.Selector)
 	g, ok := x.byKey[key]
 	if !ok {
-		g = &group{key: key, subject: c.subject}
+		g = &group{key: key, subject: c.subject, rules: map[*compiled]bool{}}
 		x.byKey[key] = g
 		x.byLabel.add(g.subject.Selector, g)
 	}
-	at, _ := slices.BinarySearchFunc(g.rules, c, compareRules)
-	g.rules, g.stale = slices.Insert(g.rules, at, c), true
+	g.rules[c], g.stale = true, true
 }
-
-func compareRules(a, b *compiled) int { return bytes.Compare(a.digest[:], b.digest[:]) }
 
 func (x *subjects) remove(c *compiled) {
 	g := x.byKey[fmt.Sprintf("%t %s", c.subject.workload, c.subject.Selector)]
-	at, _ := slices.BinarySearchFunc(g.rules, c, compareRules)
-	for g.rules[at] != c { // rules that say nothing may have equal digests
-		at++
-	}
-	g.rules, g.stale = slices.Delete(g.rules, at, at+1), true
+	delete(g.rules, c)
+	g.stale = true
 	if len(g.rules) == 0 {
 		delete(x.byKey, g.key)
 		x.byLabel.remove(g.subject.Selector, g)
@@ -77,11 +72,12 @@ func (x *subjects) selecting(id *identity.Identity) []*group {
 func (g *group) part(d verdict.Direction) *groupPart {
 	if g.stale {
 		g.parts, g.stale = [3]groupPart{}, false
+		rules := slices.SortedFunc(maps.Keys(g.rules), func(a, b *compiled) int { return bytes.Compare(a.digest[:], b.digest[:]) })
 		for _, d := range []verdict.Direction{verdict.Ingress, verdict.Egress} {
 			p := &g.parts[d]
 			p.empty = true
 			h := sha256.New()
-			for _, c := range g.rules {
+			for _, c := range rules {
 				part := &c.parts[d]
 				if part.empty() {
 					continue

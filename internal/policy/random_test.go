@@ -334,6 +334,7 @@ func (w *world) step() {
 				delete(w.held, key)
 			}
 		}
+		w.engine.sweepNow()
 	}
 }
 

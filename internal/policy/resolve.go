@@ -25,6 +25,7 @@ type resolved struct {
 	peers      []*Table       // by slot; nil: as everyone else
 	classes    map[string]*Table
 	snapshot   weak.Pointer[Subject]
+	rows       int     // of the tables made
 	pending    []int32 // scratch of addIdentity
 }
 
@@ -41,6 +42,18 @@ func (r *resolved) setPeer(n int32, t *Table) {
 	}
 	r.peers[n] = t
 	r.snapshot = weak.Pointer[Subject]{}
+}
+
+// count returns the rows of the tables in use.
+func (r *resolved) count() int {
+	n, seen := len(r.other.Rows), map[*Table]bool{r.other: true, nil: true}
+	for _, t := range r.peers {
+		if !seen[t] {
+			seen[t] = true
+			n += len(t.Rows)
+		}
+	}
+	return n
 }
 
 // scratch is reused from one resolve to the next.
@@ -70,7 +83,13 @@ func (e *Engine) Resolve(id identity.Identity) (ingress, egress *Subject, err er
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	groups := e.groups(&id)
-	return e.subject(e.plan(&id, groups, verdict.Ingress)), e.subject(e.plan(&id, groups, verdict.Egress)), nil
+	if ingress, err = e.subject(e.plan(&id, groups, verdict.Ingress)); err == nil {
+		egress, err = e.subject(e.plan(&id, groups, verdict.Egress))
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("resolve policy of identity %s: %w", id.ID, err)
+	}
+	return ingress, egress, nil
 }
 
 // Forget drops a subject that nobody uses any more: no patch is made for it afterwards.
@@ -150,14 +169,17 @@ func (e *Engine) plan(id *identity.Identity, groups []*group, d verdict.Directio
 }
 
 // subject returns the subject of a plan, resolved before or now.
-func (e *Engine) subject(p plan) *Subject {
+func (e *Engine) subject(p plan) (*Subject, error) {
 	r, ok := e.resolved[p.key]
 	if !ok {
-		r = e.resolve(p)
-		e.resolved[p.key] = r
+		r = e.prepare(p)
+		if err := e.resolve(r); err != nil {
+			return nil, fmt.Errorf("%s: %w", p.direction, err)
+		}
+		e.keep(r)
 	}
 	if s := r.snapshot.Value(); s != nil {
-		return s
+		return s, nil
 	}
 	s := &Subject{Key: r.key, Direction: r.direction, Isolated: r.isolated, Default: r.def, Else: r.other}
 	n := 0
@@ -171,7 +193,7 @@ func (e *Engine) subject(p plan) *Subject {
 		}
 	}
 	r.snapshot = weak.Make(s)
-	return s
+	return s, nil
 }
 
 // prepare makes the part of a subject that does not depend on the identities that exist.
@@ -189,7 +211,6 @@ func (e *Engine) prepare(p plan) *resolved {
 	}
 	if p.localhost != nil {
 		r.statements = append(r.statements, p.localhost)
-		e.cookies.refs[p.localhost.id] = p.localhost.ref
 	}
 	if p.own != nil {
 		isolates = append(isolates, p.own)
@@ -236,9 +257,9 @@ func (e *Engine) group(r *resolved) {
 	}
 }
 
-// resolve sorts the identities into classes and flattens each class that has members.
-func (e *Engine) resolve(p plan) *resolved {
-	r := e.prepare(p)
+// keep puts a subject to use: from now on it is patched.
+func (e *Engine) keep(r *resolved) {
+	e.resolved[r.key] = r
 	for _, st := range r.statements {
 		for _, s := range st.peers {
 			s.refs++
@@ -247,6 +268,10 @@ func (e *Engine) resolve(p plan) *resolved {
 	for i, s := range r.selections {
 		s.users = append(s.users, use{r, int32(i)})
 	}
+}
+
+// resolve sorts the identities into classes and flattens each class that has members.
+func (e *Engine) resolve(r *resolved) error {
 	sc := &e.scratch
 	sc.class = append(sc.class[:0], make([]int32, len(e.people.slots))...)
 	sc.nodes = append(sc.nodes[:0], node{split: -1})
@@ -269,13 +294,15 @@ func (e *Engine) resolve(p plan) *resolved {
 		}
 		n := &sc.nodes[c]
 		if n.table == nil {
-			n.table = e.nodeTable(r, c)
+			if n.table = e.nodeTable(r, c); r.rows > e.cfg.MaxRows {
+				return fmt.Errorf("%w: more than %d verdict rows for %d rules", ErrTooLarge, e.cfg.MaxRows, len(r.statements))
+			}
 		}
 		if n.table != r.other {
 			r.peers[m] = n.table
 		}
 	}
-	return r
+	return nil
 }
 
 // nodeTable flattens a class of the partition.
@@ -304,6 +331,14 @@ func (e *Engine) classTable(r *resolved, held []int32) *Table {
 	}
 	e.scratch.list = list
 	t := e.flatten(r, list)
+	if r.rows > e.cfg.MaxRows { // some of those rows may be gone: count what is there
+		r.rows = r.count() + len(t.Rows)
+	}
+	if r.rows > e.cfg.MaxRows {
+		r.rows -= len(t.Rows)
+		k := e.cookies.name(e.implicit[r.direction].overflow)
+		t = e.tables.intern([]Row{{AnyPort: true, Verdict: PortVerdict{Action: verdict.Deny, ExplicitDeny: true, Cookie: k}}})
+	}
 	if r.classes == nil || len(r.classes) >= 4096 {
 		r.classes = map[string]*Table{}
 	}
@@ -330,14 +365,19 @@ func (e *Engine) add(list, more []*statement) []*statement {
 
 func (e *Engine) flatten(r *resolved, list []*statement) *Table {
 	e.flat.isolated, e.flat.implicit = r.isolated, r.implicit
-	return e.tables.intern(e.flat.table(list))
+	rows := e.flat.table(list)
+	r.rows += len(rows)
+	return e.tables.intern(rows)
 }
 
 // sweep drops tables and cookies that no subject uses, once there are many.
 func (e *Engine) sweep() {
-	if len(e.tables.bySum)+len(e.cookies.lists) < 2*e.swept+8192 {
-		return
+	if len(e.tables.bySum)+len(e.cookies.lists) >= 2*e.swept+8192 {
+		e.sweepNow()
 	}
+}
+
+func (e *Engine) sweepNow() {
 	used, cookies, ids := map[*Table]bool{}, map[Cookie]bool{}, map[uint64]bool{}
 	for _, r := range e.resolved {
 		r.classes = nil
@@ -372,6 +412,9 @@ func (e *Engine) sweep() {
 				}
 			}
 		}
+	}
+	for _, r := range e.own {
+		ids[r.id] = true
 	}
 	e.cookies.sweep(cookies, ids)
 	e.swept = len(e.tables.bySum) + len(e.cookies.lists)
