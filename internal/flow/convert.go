@@ -300,8 +300,8 @@ func (o *Observer) explain(f *flowpb.Flow, ev *bpf.Event) {
 }
 
 func isPolicyReason(reason uint8) bool {
-	r := flowpb.DropReason(reason)
-	return r == flowpb.DropReason_POLICY_DENIED || r == flowpb.DropReason_POLICY_DENY
+	r := verdict.Reason(reason)
+	return r == verdict.PolicyDenied || r == verdict.PolicyDenyRule
 }
 
 // Labels under which a flow's policies carry what Hubble's message has no field for.

@@ -17,6 +17,7 @@ import (
 	flowpb "porin/api/flow"
 	"porin/internal/labels"
 	"porin/internal/policy"
+	"porin/internal/verdict"
 )
 
 // Line is a flow for people: when, what happened, who to whom, over what, and why. Verbose adds all labels, the
@@ -216,7 +217,7 @@ func Why(f *flowpb.Flow, verbose bool) string {
 	var out []string
 	reason := f.GetDropReasonDesc()
 	if reason != 0 && !isPolicyReason(uint8(reason)) {
-		out = append(out, fmt.Sprintf("%s (%s, %d)", Reason(reason), Escape(reason.String()), f.GetDropReason()))
+		out = append(out, fmt.Sprintf("%s (%s, %d)", verdict.Reason(reason), Escape(reason.String()), f.GetDropReason()))
 	}
 	audit := f.GetVerdict() == flowpb.Verdict_AUDIT
 	for _, d := range []struct {

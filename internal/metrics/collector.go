@@ -6,7 +6,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	flowpb "porin/api/flow"
 	"porin/internal/endpoint"
 	"porin/internal/identity"
 	"porin/internal/verdict"
@@ -91,8 +90,8 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 			count(c.forwardLen, n.Bytes, direction)
 			continue
 		}
-		count(c.dropCount, n.Packets, reason(k[0]), direction)
-		count(c.dropBytes, n.Bytes, reason(k[0]), direction)
+		count(c.dropCount, n.Packets, verdict.Reason(k[0]).String(), direction)
+		count(c.dropBytes, n.Bytes, verdict.Reason(k[0]).String(), direction)
 	}
 	for name, v := range c.src.MapPressure() {
 		gauge(c.pressure, v, name)
@@ -146,12 +145,6 @@ func identityType(id identity.ID) string {
 		return "node_local"
 	}
 	return "cluster_local"
-}
-
-// reason is a drop reason as a label: "Policy denied".
-func reason(n uint8) string {
-	s := strings.ReplaceAll(strings.ToLower(flowpb.DropReason(n).String()), "_", " ")
-	return strings.ToUpper(s[:1]) + s[1:]
 }
 
 // eventType names a kernel event as monitor does.
