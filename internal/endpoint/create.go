@@ -35,6 +35,9 @@ func (e *Endpoints) Create(ctx context.Context, req Request) (Endpoint, error) {
 		if keep || err != nil {
 			return ep, err
 		}
+	} else if other, taken := e.byDevice(at.DeviceName()); taken {
+		return Endpoint{}, fmt.Errorf("create endpoint for %s: its device would be called %s, as that of %s is: %w",
+			at, other.Device, other.Attachment(), ErrRefused)
 	}
 	start := e.cfg.Now()
 	ep, err := e.build(ctx, req)
@@ -275,6 +278,9 @@ func (e *Endpoints) Delete(ctx context.Context, containerID, ifname string) erro
 		return e.undo(ctx, ep)
 	}
 	device := at.DeviceName()
+	if _, anothers := e.byDevice(device); anothers {
+		return nil
+	}
 	ifindex, ok := e.deps.Datapath.DeviceIndex(device)
 	if !ok {
 		return nil

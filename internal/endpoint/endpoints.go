@@ -166,8 +166,16 @@ func (e *Endpoints) ByAddr(addr netip.Addr) (Endpoint, bool) {
 
 // ByAttachment returns the endpoint of a container's interface.
 func (e *Endpoints) ByAttachment(a Attachment) (Endpoint, bool) {
+	ep, ok := e.byDevice(a.DeviceName())
+	if ok && ep.ContainerID != "" && ep.Attachment() != a {
+		return Endpoint{}, false
+	}
+	return ep, ok
+}
+
+func (e *Endpoints) byDevice(name string) (Endpoint, bool) {
 	e.mu.Lock()
-	id, ok := e.byKey[a.DeviceName()]
+	id, ok := e.byKey[name]
 	e.mu.Unlock()
 	if !ok {
 		return Endpoint{}, false

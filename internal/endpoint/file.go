@@ -31,7 +31,7 @@ type stateFile struct {
 	Endpoint json.RawMessage `json:"endpoint"`
 }
 
-var devicePattern = regexp.MustCompile(`^lxc[0-9a-f]{12}$`)
+var devicePattern = regexp.MustCompile(`^pn[0-9a-f]{10}$`)
 
 // encodeFile returns the state file of ep. There is no newline at the end: every byte that is missing shows.
 func encodeFile(ep Endpoint) ([]byte, error) {

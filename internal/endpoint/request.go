@@ -41,10 +41,10 @@ type Attachment struct {
 func (a Attachment) String() string { return a.ContainerID + ":" + a.IfName }
 
 // DeviceName is the host side's name of an attachment's veth. It follows from the attachment alone, so that a device is
-// found again when everything else that knew of it is lost.
+// found again when everything else that knew of it is lost. The datapath knows pod devices by this form.
 func (a Attachment) DeviceName() string {
 	sum := sha256.Sum256([]byte(a.ContainerID + "\x00" + a.IfName))
-	return "lxc" + hex.EncodeToString(sum[:6])
+	return "pn" + hex.EncodeToString(sum[:5])
 }
 
 // Request asks for an endpoint.
