@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"porin/internal/flow"
 )
@@ -46,9 +47,11 @@ flags do.`,
 				return err
 			}
 		}
-		if err := s.agentGone(cmd.Context(), runDir); err != nil {
+		unlock, err := s.agentGone(cmd.Context(), runDir, stateDir)
+		if err != nil {
 			return err
 		}
+		defer unlock()
 		if !force {
 			what := fmt.Sprintf("This removes all porin devices, programs and maps (below %s/porin), %s and %s.\nPods that still run lose their network. Type yes to go on: ",
 				bpfRoot, runDir, stateDir)
@@ -95,15 +98,35 @@ func ours(dir string) error {
 	return nil
 }
 
-// agentGone makes sure that nobody listens on a socket below the run folder.
-func (s *shell) agentGone(ctx context.Context, runDir string) error {
-	for _, path := range []string{s.path(), filepath.Join(runDir, "agent.sock"), filepath.Join(runDir, "cni.sock")} {
-		var d net.Dialer
-		conn, err := d.DialContext(ctx, "unix", path)
-		if err == nil {
-			conn.Close()
-			return fmt.Errorf("the agent runs: it answers on %s; stop it first", path)
+// agentGone makes sure that no agent works with these folders, nor begins to before unlock is called: a running agent
+// holds a lock in each, also while it starts and does not listen yet.
+func (s *shell) agentGone(ctx context.Context, dirs ...string) (unlock func(), err error) {
+	var locks []*os.File
+	unlock = func() {
+		for _, f := range locks {
+			f.Close()
 		}
 	}
-	return nil
+	for _, dir := range dirs {
+		f, err := os.OpenFile(filepath.Join(dir, "agent.lock"), os.O_RDWR|unix.O_NOFOLLOW, 0)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			unlock()
+			return nil, fmt.Errorf("see whether an agent runs: %w", err)
+		}
+		locks = append(locks, f)
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			unlock()
+			return nil, fmt.Errorf("the agent runs: it holds the lock of %s; stop it first (%w)", dir, err)
+		}
+	}
+	var d net.Dialer
+	if conn, err := d.DialContext(ctx, "unix", s.path()); err == nil {
+		conn.Close()
+		unlock()
+		return nil, fmt.Errorf("the agent runs: it answers on %s; stop it first", s.path())
+	}
+	return unlock, nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 var update = flag.Bool("update", false, "write what the commands print into the scripts and into docs/CLI.md")
@@ -211,6 +212,7 @@ func TestCleanup(t *testing.T) {
 		name, in, errs string
 		args           []string
 		root, agent    bool
+		locked         bool
 		broken         error
 		code           int
 		cleaned        bool
@@ -221,6 +223,7 @@ func TestCleanup(t *testing.T) {
 		{name: "asked and agreed", in: "yes\n", root: true, cleaned: true},
 		{name: "forced", args: []string{"--force"}, root: true, cleaned: true},
 		{name: "agent runs", args: []string{"--force"}, root: true, agent: true, errs: "the agent runs", code: exitFailed},
+		{name: "agent starts", args: []string{"--force"}, root: true, locked: true, errs: "it holds the lock of " + stateDir, code: exitFailed},
 		{name: "someone else's folder", args: []string{"--force", "--state-dir", "/var/lib/x"}, root: true, errs: `no part of its name is porin`, code: exitUsage},
 		{name: "relative folder", args: []string{"--force", "--state-dir", "porin"}, root: true, errs: "write it from the root", code: exitUsage},
 		{name: "kernel refuses", args: []string{"--force"}, root: true, broken: errors.New("delete device porin_host: busy"), errs: "porin_host: busy", code: exitFailed, cleaned: true},
@@ -237,6 +240,16 @@ func TestCleanup(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer l.Close()
+			}
+			if c.locked {
+				f, err := os.Create(filepath.Join(stateDir, "agent.lock"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+					t.Fatal(err)
+				}
 			}
 			cleaned := ""
 			s := &shell{isRoot: func() bool { return c.root }, clean: func(root string) error { cleaned = root; return c.broken }}

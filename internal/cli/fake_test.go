@@ -327,7 +327,7 @@ func (a *fakeAgent) Monitor(req *agentv1.MonitorRequest, s agentv1.Agent_Monitor
 			return err
 		}
 	}
-	if a.sick {
+	if a.sick || req.GetPastOnly() {
 		return nil // it stops
 	}
 	<-s.Context().Done()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,12 +18,12 @@ import (
 
 func (s *shell) monitorCommand() *cobra.Command {
 	var types, from, to, related []string
-	var asJSON, verbose, hex bool
+	var asJSON, verbose, hex, past bool
 	var last uint32
 	cmd := &cobra.Command{
 		Use:   "monitor",
 		Short: "Watch what happens to packets, and why",
-		Long: `Prints a line for each flow event until interrupted: when, what happened, who to whom with labels and addresses, over
+		Long: `Prints a line for each flow event, until interrupted: when, what happened, who to whom with labels and addresses, over
 which protocol, and the rules that allowed or denied it, or the reason for the drop. Not every packet makes an event:
 the first of each direction of a flow does, a change of TCP flags, a policy verdict, every drop, and a live flow now and
 then.
@@ -35,6 +36,7 @@ drops and verdicts are kept longest.`,
   porin monitor --type drop --type policy-verdict
   porin monitor --related-to default/xwing -v
   porin monitor --from 12 --to 13 --hex
+  porin monitor --no-follow --type drop              # what was dropped lately
   porin monitor --last 20 -o json | jq .flow.drop_reason_desc`,
 		Args: exactly(),
 	}
@@ -49,6 +51,7 @@ drops and verdicts are kept longest.`,
 	f.BoolVarP(&verbose, "verbose", "v", false, "all labels, numbers, device, MAC addresses, and where the rules are written")
 	f.BoolVar(&hex, "hex", false, "also the packet's first bytes")
 	f.Uint32Var(&last, "last", 0, "first show this many events of the past")
+	f.BoolVar(&past, "no-follow", false, "end after the events of the past; without --last, all that the agent has kept")
 	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions(flow.Types(), cobra.ShellCompDirectiveNoFileComp)) // fails only without the flag
 	for _, name := range []string{"from", "to", "related-to"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, s.complete(-1, endpointNames)) // fails only without the flag
@@ -60,9 +63,12 @@ drops and verdicts are kept longest.`,
 			}
 		}
 		asJSON = asJSON || formats.format == "json"
+		if past && last == 0 {
+			last = math.MaxUint32
+		}
 		hex = hex || slices.Contains(types, flow.TypeCapture)
 		return s.ask(cmd, func(ctx context.Context, agent agentv1.AgentClient) error {
-			req := &agentv1.MonitorRequest{Types: types, Snap: hex, Last: last}
+			req := &agentv1.MonitorRequest{Types: types, Snap: hex, Last: last, PastOnly: past}
 			for _, l := range []struct {
 				names []string
 				ids   *[]uint32
@@ -102,6 +108,9 @@ func watch(ctx context.Context, agent agentv1.AgentClient, req *agentv1.MonitorR
 	for {
 		m, err := stream.Recv()
 		if ctx.Err() != nil {
+			return nil
+		}
+		if errors.Is(err, io.EOF) && req.GetPastOnly() {
 			return nil
 		}
 		if errors.Is(err, io.EOF) {

@@ -106,8 +106,9 @@ func (o *Observer) take(r *reader, batch []record) ([]record, uint64) {
 	return batch, lost
 }
 
-// Monitor sends the flows of the past that req asks for and then every new one until ctx ends or send fails. A gap is
-// told before the flow that follows it: sent and lost together are all that happened.
+// Monitor sends the flows of the past that req asks for and then, unless the past is all it asks for, every new one
+// until ctx ends or send fails. A gap is told before the flow that follows it: sent and lost together are all that
+// happened.
 func (o *Observer) Monitor(ctx context.Context, req *agentv1.MonitorRequest, send func(*agentv1.MonitorResponse) error) error {
 	f, err := newFilter(req)
 	if err != nil {
@@ -122,6 +123,9 @@ func (o *Observer) Monitor(ctx context.Context, req *agentv1.MonitorRequest, sen
 		if err := send(o.response(&past[i], f.snap)); err != nil {
 			return err
 		}
+	}
+	if req.GetPastOnly() {
+		return nil
 	}
 	batch := make([]record, 0, 64)
 	for {

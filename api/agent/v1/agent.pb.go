@@ -2118,8 +2118,9 @@ type MonitorRequest struct {
 	From          []uint32               `protobuf:"varint,2,rep,packed,name=from,proto3" json:"from,omitempty"` // endpoint ids
 	To            []uint32               `protobuf:"varint,3,rep,packed,name=to,proto3" json:"to,omitempty"`
 	RelatedTo     []uint32               `protobuf:"varint,4,rep,packed,name=related_to,json=relatedTo,proto3" json:"related_to,omitempty"`
-	Snap          bool                   `protobuf:"varint,5,opt,name=snap,proto3" json:"snap,omitempty"` // with the first bytes of each packet
-	Last          uint32                 `protobuf:"varint,6,opt,name=last,proto3" json:"last,omitempty"` // first replay this many flows of the past
+	Snap          bool                   `protobuf:"varint,5,opt,name=snap,proto3" json:"snap,omitempty"`                         // with the first bytes of each packet
+	Last          uint32                 `protobuf:"varint,6,opt,name=last,proto3" json:"last,omitempty"`                         // first replay this many flows of the past
+	PastOnly      bool                   `protobuf:"varint,7,opt,name=past_only,json=pastOnly,proto3" json:"past_only,omitempty"` // end after the replay
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2194,6 +2195,13 @@ func (x *MonitorRequest) GetLast() uint32 {
 		return x.Last
 	}
 	return 0
+}
+
+func (x *MonitorRequest) GetPastOnly() bool {
+	if x != nil {
+		return x.PastOnly
+	}
+	return false
 }
 
 type MonitorResponse struct {
@@ -2505,7 +2513,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x11DumpTableResponse\x12\x12\n" +
 	"\x04rows\x18\x01 \x03(\tR\x04rows\x12\x16\n" +
 	"\x06tables\x18\x02 \x03(\tR\x06tables\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"\x91\x01\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\xae\x01\n" +
 	"\x0eMonitorRequest\x12\x14\n" +
 	"\x05types\x18\x01 \x03(\tR\x05types\x12\x12\n" +
 	"\x04from\x18\x02 \x03(\rR\x04from\x12\x0e\n" +
@@ -2513,7 +2521,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"related_to\x18\x04 \x03(\rR\trelatedTo\x12\x12\n" +
 	"\x04snap\x18\x05 \x01(\bR\x04snap\x12\x12\n" +
-	"\x04last\x18\x06 \x01(\rR\x04last\"\x86\x01\n" +
+	"\x04last\x18\x06 \x01(\rR\x04last\x12\x1b\n" +
+	"\tpast_only\x18\a \x01(\bR\bpastOnly\"\x86\x01\n" +
 	"\x0fMonitorResponse\x12 \n" +
 	"\x04flow\x18\x01 \x01(\v2\n" +
 	".flow.FlowH\x00R\x04flow\x12\x14\n" +
