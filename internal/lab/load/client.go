@@ -10,29 +10,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// client keeps its connections between measurements, so that each measures only its own kind of work.
+// client has at most one connection at a time: the server answers one after the other.
 type client struct {
-	to  netip.AddrPort
-	rr  int // connection for RR, -1 before the first
-	st  int // for Stream
-	udp int
+	to netip.AddrPort
+	fd int // the connection of a measurement that uses one throughout
 }
 
-func newClient(to netip.AddrPort) *client { return &client{to: to, rr: -1, st: -1, udp: -1} }
-
-// open makes the connection that mode needs and has not yet.
+// open makes the connection that mode needs for the whole measurement.
 func (c *client) open(mode string) (err error) {
-	switch {
-	case mode == RR && c.rr < 0:
-		c.rr, err = c.greet(sayRR)
-	case mode == Stream && c.st < 0:
-		c.st, err = c.greet(sayStream)
-	case mode == UDP && c.udp < 0:
-		if c.udp, err = connect(c.to, unix.SOCK_DGRAM); err == nil {
-			err = unix.SetsockoptTimeval(c.udp, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 200_000})
+	c.fd = -1
+	switch mode {
+	case RR:
+		c.fd, err = c.greet(sayRR)
+	case Stream:
+		c.fd, err = c.greet(sayStream)
+	case UDP:
+		if c.fd, err = connect(c.to, unix.SOCK_DGRAM); err == nil {
+			err = unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 200_000})
 		}
 	}
 	return err
+}
+
+func (c *client) close() {
+	if c.fd >= 0 {
+		unix.Close(c.fd)
+	}
 }
 
 func (c *client) greet(what byte) (int, error) {
@@ -58,6 +61,7 @@ func (c *client) run(mode string, ops int) (Result, error) {
 	if err := c.open(mode); err != nil {
 		return Result{}, err
 	}
+	defer c.close()
 	r := Result{Mode: mode, Ops: ops}
 	var times []time.Duration
 	if mode == RR || mode == CRR {
@@ -99,10 +103,10 @@ func (c *client) requests(ops int, times []time.Duration) ([]time.Duration, erro
 	b := make([]byte, size)
 	for range ops {
 		t := time.Now()
-		if err := writeFull(c.rr, b); err != nil {
+		if err := writeFull(c.fd, b); err != nil {
 			return times, err
 		}
-		if err := readFull(c.rr, b); err != nil {
+		if err := readFull(c.fd, b); err != nil {
 			return times, err
 		}
 		times = append(times, time.Since(t))
@@ -134,12 +138,12 @@ func (c *client) stream(ops int) error {
 	buf := make([]byte, chunk)
 	for i := range ops + ahead {
 		if i < ops {
-			if err := writeFull(c.st, buf); err != nil {
+			if err := writeFull(c.fd, buf); err != nil {
 				return err
 			}
 		}
 		if i >= ahead && i-ahead < ops {
-			if err := readFull(c.st, buf[:1]); err != nil {
+			if err := readFull(c.fd, buf[:1]); err != nil {
 				return err
 			}
 		}
@@ -156,12 +160,12 @@ func (c *client) datagrams(ops int) (lost int, err error) {
 			if i == n-1 {
 				b[0] = 1
 			}
-			if err := writeFull(c.udp, b); err != nil {
+			if err := writeFull(c.fd, b); err != nil {
 				return lost, err
 			}
 		}
 		sent += n
-		if err := readFull(c.udp, b); errors.Is(err, unix.EAGAIN) {
+		if err := readFull(c.fd, b); errors.Is(err, unix.EAGAIN) {
 			lost++ // the marked one or its confirmation; go on
 		} else if err != nil {
 			return lost, err

@@ -97,7 +97,7 @@ func answerCPU(in io.Reader, out io.Writer) error {
 // Client makes the measurements that standard input asks for and answers each with one line of JSON.
 func Client(to netip.AddrPort, in io.Reader, out io.Writer) error {
 	runtime.LockOSThread()
-	c := newClient(to)
+	c := &client{to: to}
 	enc := json.NewEncoder(out)
 	s := bufio.NewScanner(in)
 	for s.Scan() {
