@@ -107,6 +107,8 @@ type Survivors interface {
 	// Survivors returns a row for every workload that the kernel still knows: ID, Identity, IPv4, IPv6, MAC, Ifindex,
 	// and Device as it is called now (empty if the device is gone).
 	Survivors() ([]Endpoint, error)
+	// Devices lists the host sides of workloads' devices that exist, whoever they belonged to.
+	Devices() ([]string, error)
 }
 
 // Checker is implemented by a Datapath that can look at the workload's side too.

@@ -269,6 +269,12 @@ func (k *kernelModel) Survivors() ([]Endpoint, error) {
 	return out, nil
 }
 
+func (k *kernelModel) Devices() ([]string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Collect(maps.Keys(k.devices)), nil
+}
+
 // restart forgets what only the agent's process knew: subjects by key. Rows keep theirs, as in the kernel.
 func (k *kernelModel) restart() {
 	k.subjects = map[policy.SubjectKey]*modelSubject{}

@@ -74,8 +74,32 @@ func (e *Endpoints) Restore(ctx context.Context) error {
 			removed++
 		}
 	}
+	e.removeStrays()
 	e.log.Info("endpoints restored", "restored", restored, "denied", rebuilt, "removed", removed)
 	return nil
+}
+
+// removeStrays deletes devices that belong to no endpoint: an agent was killed between making one and writing its rows.
+// They carry no traffic; without this they would be there until their container's network namespace ends.
+func (e *Endpoints) removeStrays() {
+	s, ok := e.deps.Datapath.(Survivors)
+	if !ok {
+		return
+	}
+	names, err := s.Devices()
+	if err != nil {
+		e.log.Warn("devices without an endpoint not looked for", "err", err)
+		return
+	}
+	for _, name := range names {
+		if _, ours := e.byDevice(name); ours {
+			continue
+		}
+		e.log.Info("device without an endpoint removed", "dev", name)
+		if err := e.deps.Datapath.DeleteDevice(name); err != nil {
+			e.log.Warn("device without an endpoint not removed", "dev", name, "err", err)
+		}
+	}
 }
 
 // adopt takes over an endpoint whose file is good, and tells whether it is still there. row is the kernel's, if any.

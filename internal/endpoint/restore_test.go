@@ -70,6 +70,16 @@ func TestRestartChangesNothing(t *testing.T) {
 	b.empty()
 }
 
+func TestStrayDevicesGo(t *testing.T) {
+	a := newAgent(t)
+	ep := a.create("one")
+	a.kernel.devices["pn0123456789"] = 99 // made, and the agent killed before it wrote rows
+	b := a.restart()
+	if len(b.kernel.devices) != 1 || b.kernel.devices[ep.Device] == 0 {
+		t.Errorf("devices: %v", b.kernel.devices)
+	}
+}
+
 func TestPrefixesNobodyNeedsGoAfterRestart(t *testing.T) {
 	a := newAgent(t, randomless("20.0.0.0/8"))
 	ep := a.create("a", "k8s:app=a")
