@@ -87,6 +87,15 @@ func (d *Datapath) Counters() map[[2]uint8]bpf.Counter {
 	return out
 }
 
+// MapCapacity returns how many rows each map can take.
+func (d *Datapath) MapCapacity() map[string]uint32 {
+	out := make(map[string]uint32, len(d.maps))
+	for name, m := range d.maps {
+		out[name] = m.MaxEntries()
+	}
+	return out
+}
+
 // MapPressure returns how full each map is, 0 to 1. Flows are counted by the sweep.
 func (d *Datapath) MapPressure() map[string]float64 {
 	rows := map[string]int{

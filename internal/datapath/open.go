@@ -41,10 +41,14 @@ type Datapath struct {
 	flows    flowStats
 	reader   *ringbuf.Reader
 	alarms   alarms
+	audit    atomic.Bool   // as Config.Audit until SetAudit
+	traceAll atomic.Bool   // as Config.TraceAll until SetTraceAll
 	lost     atomic.Uint64 // events that could not be read; the programs' own losses are in the map
 
 	fallbacks []string
 	kick      chan struct{} // something on the host changed, or a commit wants its pruning
+
+	settingsTurn sync.Mutex // one writer of the settings row at a time
 
 	mu       sync.Mutex
 	attached map[uint32]*attachment // by ifindex: rows of endpoints, as written
@@ -152,6 +156,8 @@ func newDatapath(log *slog.Logger, cfg Config, dir layoutDir, ms map[string]*ebp
 		attached:  map[uint32]*attachment{},
 		hosts:     map[bpf.Addr]struct{}{},
 	}
+	d.audit.Store(cfg.Audit)
+	d.traceAll.Store(cfg.TraceAll)
 	d.hooks = newHooks(log, dir, cfg.ForceClsact)
 	d.host = newHost(log, cfg)
 	d.policy = newPolicyMaps(cfg, ms)

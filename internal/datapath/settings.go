@@ -14,8 +14,26 @@ import (
 
 const hostIdentity = uint32(identity.Host)
 
+// SetAudit switches between denying and only reporting what policy denies. Conntrack holds what audit mode made of a
+// verdict, so live flows are judged anew.
+func (d *Datapath) SetAudit(on bool) error {
+	d.audit.Store(on)
+	if err := d.writeSettings(); err != nil {
+		return err
+	}
+	return d.Commit()
+}
+
+// SetTraceAll switches between an event per connection and one per packet.
+func (d *Datapath) SetTraceAll(on bool) error {
+	d.traceAll.Store(on)
+	return d.writeSettings()
+}
+
 // writeSettings tells the programs about this node, if anything of it changed.
 func (d *Datapath) writeSettings() error {
+	d.settingsTurn.Lock()
+	defer d.settingsTurn.Unlock()
 	w4, w6 := d.cfg.world()
 	first, last := d.cfg.natPorts()
 	want := bpf.Settings{
@@ -23,10 +41,10 @@ func (d *Datapath) writeSettings() error {
 		NatMin: first, NatMax: last, ReportInterval: uint64(max(d.cfg.MonitorInterval, 0)),
 	}
 	copy(want.GatewayMAC[:], d.host.mac)
-	if d.cfg.Audit {
+	if d.audit.Load() {
 		want.Flags |= bpf.SettingAudit
 	}
-	if d.cfg.TraceAll {
+	if d.traceAll.Load() {
 		want.Flags |= bpf.SettingTraceAll
 	}
 	if d.cfg.Masquerade {

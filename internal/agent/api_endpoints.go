@@ -1,0 +1,210 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	agentv1 "porin/api/agent/v1"
+	"porin/internal/endpoint"
+	"porin/internal/identity"
+	"porin/internal/labels"
+)
+
+func (a *api) ListEndpoints(_ context.Context, req *agentv1.ListEndpointsRequest) (*agentv1.ListEndpointsResponse, error) {
+	want, err := wanted(req.GetLabels())
+	if err != nil {
+		return nil, err
+	}
+	resp := &agentv1.ListEndpointsResponse{}
+	for _, ep := range a.endpoints.List() {
+		if holds(ep.Labels, want) {
+			resp.Endpoints = append(resp.Endpoints, a.endpointMessage(ep))
+		}
+	}
+	return resp, nil
+}
+
+func (a *api) GetEndpoint(_ context.Context, req *agentv1.GetEndpointRequest) (*agentv1.Endpoint, error) {
+	ep, err := a.endpoints.Get(req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	return a.endpointMessage(ep), nil
+}
+
+func (a *api) SetEndpointLabels(ctx context.Context, req *agentv1.SetEndpointLabelsRequest) (*agentv1.Endpoint, error) {
+	ep, err := a.endpoints.Get(req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	add, err := labels.ParseAll(req.GetAdd()...)
+	if err != nil {
+		return nil, invalid("labels to add: %v", err)
+	}
+	remove, err := labels.ParseAll(req.GetDelete()...)
+	if err != nil {
+		return nil, invalid("labels to delete: %v", err)
+	}
+	if ep, err = a.endpoints.SetLabels(ctx, ep.ID, add, remove); err != nil {
+		return nil, err
+	}
+	a.log.Info("endpoint labels changed", "ep", ep.ID, "id", uint32(ep.Identity))
+	a.observer.Announce(&agentv1.AgentEvent{Type: "endpoint-labels", Text: fmt.Sprintf("endpoint %d (%s) has identity %d", ep.ID, ep.Name(), ep.Identity)})
+	return a.endpointMessage(ep), nil
+}
+
+func (a *api) EndpointLog(_ context.Context, req *agentv1.GetEndpointRequest) (*agentv1.EndpointLogResponse, error) {
+	ep, err := a.endpoints.Get(req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	resp := &agentv1.EndpointLogResponse{}
+	for _, l := range a.endpoints.Log(ep.ID) {
+		resp.Entries = append(resp.Entries, &agentv1.LogEntry{Time: timestamppb.New(l.Time), Phase: string(l.Phase), Message: l.Message})
+	}
+	return resp, nil
+}
+
+func (a *api) EndpointHealth(ctx context.Context, req *agentv1.GetEndpointRequest) (*agentv1.EndpointHealthResponse, error) {
+	ep, err := a.endpoints.Get(req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	h := &agentv1.EndpointHealthResponse{Endpoint: "ok", Policy: "ok", Overall: "ok", Connected: true, Message: ep.Message}
+	if ep.Phase != endpoint.Ready {
+		h.Endpoint, h.Overall = string(ep.Phase), "not ready"
+	}
+	if rev := a.endpoints.Revision(); ep.Revision < rev {
+		h.Policy = fmt.Sprintf("behind: enforces revision %d of %d", ep.Revision, rev)
+		h.Overall = "not ready"
+	}
+	if at := ep.Attachment(); at.ContainerID != "" {
+		if err := a.endpoints.Check(ctx, at, endpoint.Expect{}); err != nil {
+			h.Connected, h.Overall = false, "not ready"
+			if h.Message == "" {
+				h.Message = err.Error()
+			}
+		}
+	}
+	return h, nil
+}
+
+func (a *api) DisconnectEndpoint(ctx context.Context, req *agentv1.GetEndpointRequest) (*agentv1.Endpoint, error) {
+	ep, err := a.endpoints.Get(req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	if ep, err = a.endpoints.Disconnect(ctx, ep.ID); err != nil {
+		return nil, err
+	}
+	a.log.Info("endpoint disconnected on request", "ep", ep.ID, "name", ep.Name())
+	a.observer.Announce(&agentv1.AgentEvent{Type: "endpoint-disconnected", Text: fmt.Sprintf("endpoint %d (%s)", ep.ID, ep.Name())})
+	return a.endpointMessage(ep), nil
+}
+
+func (a *api) endpointMessage(ep endpoint.Endpoint) *agentv1.Endpoint {
+	ingress, egress := a.engine.enforced(ep)
+	m := &agentv1.Endpoint{
+		Id: uint32(ep.ID), ContainerId: ep.ContainerID, Ifname: ep.IfName, Netns: ep.Netns, Namespace: ep.Namespace, Pod: ep.Pod,
+		Labels: ep.Labels.Strings(), SecurityLabels: ep.Security.Strings(), Identity: uint32(ep.Identity),
+		Device: ep.Device, Ifindex: uint32(ep.Ifindex), Mac: ep.MAC.String(), Phase: string(ep.Phase), Message: ep.Message,
+		IngressEnforced: ingress, EgressEnforced: egress, PolicyRevision: ep.Revision, Created: timestamppb.New(ep.Created),
+	}
+	if ep.IPv4.IsValid() {
+		m.Ipv4 = ep.IPv4.String()
+	}
+	if ep.IPv6.IsValid() {
+		m.Ipv6 = ep.IPv6.String()
+	}
+	return m
+}
+
+func (a *api) ListIdentities(_ context.Context, req *agentv1.ListIdentitiesRequest) (*agentv1.ListIdentitiesResponse, error) {
+	want, err := wanted(req.GetLabels())
+	if err != nil {
+		return nil, err
+	}
+	uses := a.identityUses()
+	resp := &agentv1.ListIdentitiesResponse{}
+	for _, id := range a.identities.List() {
+		if holds(id.Labels, want) {
+			resp.Identities = append(resp.Identities, identityMessage(id, uses))
+		}
+	}
+	return resp, nil
+}
+
+func (a *api) GetIdentity(_ context.Context, req *agentv1.GetIdentityRequest) (*agentv1.Identity, error) {
+	uses := a.identityUses()
+	if len(req.GetLabels()) == 0 {
+		id, ok := a.identities.Get(identity.ID(req.GetId()))
+		if !ok {
+			return nil, status.Errorf(codes.NotFound, "identity %d: not known on this node", req.GetId())
+		}
+		return identityMessage(id, uses), nil
+	}
+	ls, err := labels.ParseAll(req.GetLabels()...)
+	if err != nil {
+		return nil, invalid("%v", err)
+	}
+	for _, id := range a.identities.List() {
+		if id.Labels.Key() == ls.Key() {
+			return identityMessage(id, uses), nil
+		}
+	}
+	return nil, status.Errorf(codes.NotFound, "identity of exactly %s: not known on this node; 'porin identity list' takes some of the labels", ls)
+}
+
+// identityUses counts the endpoints of this node by identity.
+func (a *api) identityUses() map[identity.ID]uint32 {
+	n := map[identity.ID]uint32{}
+	for _, ep := range a.endpoints.List() {
+		n[ep.Identity]++
+	}
+	return n
+}
+
+func identityMessage(id identity.Identity, uses map[identity.ID]uint32) *agentv1.Identity {
+	m := &agentv1.Identity{Id: uint32(id.ID), Labels: id.Labels.Strings(), Endpoints: uses[id.ID]}
+	if id.Prefix.IsValid() {
+		m.Prefix = id.Prefix.String()
+	}
+	return m
+}
+
+// wanted reads the labels of a query. One without a source means any source.
+func wanted(ss []string) ([]labels.Label, error) {
+	var out []labels.Label
+	for _, s := range ss {
+		l, err := labels.Parse(s)
+		if err != nil {
+			return nil, invalid("%v", err)
+		}
+		if l.Source == labels.SourceUnspec {
+			l.Source = labels.SourceAny
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// holds tells whether ls has all labels of want.
+func holds(ls labels.Labels, want []labels.Label) bool {
+	for _, w := range want {
+		found := false
+		for _, l := range ls {
+			found = found || l.Key == w.Key && l.Value == w.Value && (w.Source == labels.SourceAny || w.Source == l.Source)
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
+}
+
+func number(id identity.ID) string { return strconv.FormatUint(uint64(id), 10) }

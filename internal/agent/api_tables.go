@@ -1,0 +1,158 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	agentv1 "porin/api/agent/v1"
+	"porin/internal/identity"
+)
+
+// batch is how many rows of a map go into one message.
+const batch = 500
+
+func table(columns []string, rows [][]string) *agentv1.Table {
+	t := &agentv1.Table{Columns: columns}
+	for _, r := range rows {
+		t.Rows = append(t.Rows, &agentv1.Row{Cells: r})
+	}
+	return t
+}
+
+// ListIPs lists what the kernel knows of addresses and CIDRs, with the names and labels that it does not know.
+func (a *api) ListIPs(context.Context, *agentv1.ListIPsRequest) (*agentv1.Table, error) {
+	var columns []string
+	var rows [][]string
+	err := a.datapath.ListMap("ipcache", "", func(c, row []string) error {
+		columns = c
+		rows = append(rows, row)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	who := slices.Index(columns, "IDENTITY")
+	for i, r := range rows {
+		name, ls := "", ""
+		if addr, err := netip.ParseAddr(r[0]); err == nil {
+			name = a.NameByAddr(addr)
+		}
+		var id uint32
+		if who >= 0 {
+			if _, err := fmt.Sscan(r[who], &id); err == nil {
+				ls = a.IdentityLabels(identity.ID(id)).String()
+			}
+		}
+		rows[i] = append(slices.Clone(r), name, ls)
+	}
+	return table(append(slices.Clone(columns), "NAME", "LABELS"), rows), nil
+}
+
+// ListNodes lists the nodes that this one knows: itself, as long as there is no mesh.
+func (a *api) ListNodes(context.Context, *agentv1.ListNodesRequest) (*agentv1.Table, error) {
+	var addresses, ranges, routers []string
+	for _, addr := range hostAddresses() {
+		addresses = append(addresses, addr.String())
+	}
+	v4, v6 := a.addresses.Router()
+	for _, r := range []struct {
+		p netip.Prefix
+		a netip.Addr
+	}{{a.cfg.IPv4Range, v4}, {a.cfg.IPv6Range, v6}} {
+		if r.p.IsValid() {
+			ranges = append(ranges, r.p.String())
+			routers = append(routers, r.a.String())
+		}
+	}
+	return table(
+		[]string{"NAME", "ADDRESSES", "POD RANGES", "ROUTERS", "ENDPOINTS"},
+		[][]string{{a.cfg.NodeName, strings.Join(addresses, ","), strings.Join(ranges, ","), strings.Join(routers, ","), fmt.Sprint(len(a.endpoints.List()))}},
+	), nil
+}
+
+func (a *api) ListMetrics(_ context.Context, req *agentv1.ListMetricsRequest) (*agentv1.Table, error) {
+	columns, rows, err := a.metrics.Rows(req.GetPattern())
+	if err != nil {
+		return nil, err
+	}
+	return table(columns, rows), nil
+}
+
+func (a *api) ListMap(req *agentv1.ListMapRequest, out grpc.ServerStreamingServer[agentv1.Table]) error {
+	if known := []string{"endpoints", "policy", "ipcache", "ct", "nat"}; !slices.Contains(known, req.GetMap()) {
+		return invalid("map %q: there is none; known are %s", req.GetMap(), strings.Join(known, ", "))
+	}
+	t := &agentv1.Table{}
+	first := true
+	flush := func() error {
+		if len(t.Rows) == 0 && !first {
+			return nil
+		}
+		err := out.Send(t)
+		t, first = &agentv1.Table{}, false
+		return err
+	}
+	err := a.datapath.ListMap(req.GetMap(), req.GetKey(), func(columns, row []string) error {
+		if err := out.Context().Err(); err != nil {
+			return err
+		}
+		if first && t.Columns == nil {
+			t.Columns = columns
+		}
+		t.Rows = append(t.Rows, &agentv1.Row{Cells: row})
+		if len(t.Rows) < batch {
+			return nil
+		}
+		return flush()
+	})
+	if err != nil {
+		return err
+	}
+	return flush()
+}
+
+func (a *api) FlushMap(_ context.Context, req *agentv1.FlushMapRequest) (*agentv1.FlushMapResponse, error) {
+	if m := req.GetMap(); m != "ct" && m != "nat" {
+		return nil, invalid("flush map %q: only ct and nat can be flushed; the others say what is allowed", m)
+	}
+	n, err := a.datapath.FlushMap(req.GetMap())
+	if err != nil {
+		return nil, err
+	}
+	a.log.Info("map flushed on request", "map", req.GetMap(), "rows", n)
+	a.observer.Announce(&agentv1.AgentEvent{Type: "map-flushed", Text: fmt.Sprintf("%s: %d rows", req.GetMap(), n)})
+	return &agentv1.FlushMapResponse{Deleted: n}, nil
+}
+
+func (a *api) DumpTable(_ context.Context, req *agentv1.DumpTableRequest) (*agentv1.DumpTableResponse, error) {
+	if req.GetTable() == "" {
+		return &agentv1.DumpTableResponse{Tables: a.db.Names()}, nil
+	}
+	if !slices.Contains(a.db.Names(), req.GetTable()) {
+		return nil, status.Errorf(codes.NotFound, "table %q: there is none; known are %s", req.GetTable(), strings.Join(a.db.Names(), ", "))
+	}
+	rows, rev, err := a.db.Dump(req.GetTable())
+	if err != nil {
+		return nil, err
+	}
+	resp := &agentv1.DumpTableResponse{Revision: rev}
+	for _, r := range rows {
+		resp.Rows = append(resp.Rows, string(r))
+	}
+	return resp, nil
+}
+
+// Monitor sends flows until the client has enough.
+func (a *api) Monitor(req *agentv1.MonitorRequest, out grpc.ServerStreamingServer[agentv1.MonitorResponse]) error {
+	if err := out.SendHeader(nil); err != nil { // the client knows that from now on it misses nothing
+		return err
+	}
+	return a.observer.Monitor(out.Context(), req, out.Send)
+}
