@@ -7,8 +7,10 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"porin/internal/endpoint"
@@ -238,7 +240,24 @@ func addWorkloadAddress(h *netlink.Handle, dev netlink.Link, addr, gateway netip
 	}); err != nil {
 		return fmt.Errorf("default route by %s: %w", gateway, err)
 	}
+	if addr.Is6() {
+		return awaitLocal(h, addr)
+	}
 	return nil
+}
+
+// awaitLocal waits until the kernel answers to an IPv6 address: it does so from a work queue (addrconf_dad_work), even for
+// an address without duplicate detection, and drops what arrives before.
+func awaitLocal(h *netlink.Handle, addr netip.Addr) error {
+	for deadline := time.Now().Add(readyWait); ; time.Sleep(100 * time.Microsecond) {
+		routes, err := h.RouteGet(addr.AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("address %s: not in force after %v", addr, readyWait)
+		}
+	}
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
@@ -250,6 +269,54 @@ func defaultNet(family int) *net.IPNet {
 		return ipNet(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
 	}
 	return ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
+}
+
+// readyWait is how long to wait for what the kernel does in its own time; it needs well under 1 ms unless it is busy.
+const readyWait = time.Second
+
+// bringUp sets the host side up and waits until the workload's end carries packets: the kernel gets to that a moment later,
+// drops what is sent before, and the first packet of a workload must not be lost. From Linux 6.8 the question alone makes
+// the kernel do it.
+func bringUp(name string, ifindex int) error {
+	dev := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: name, Index: ifindex}}
+	if err := netlink.LinkSetUp(dev); err != nil {
+		return fmt.Errorf("bring up %s: %w", name, err)
+	}
+	host, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return fmt.Errorf("bring up %s: %w", name, err)
+	}
+	for deadline := time.Now().Add(readyWait); ; time.Sleep(100 * time.Microsecond) {
+		up, err := peerUp(host.Attrs())
+		if err != nil {
+			return fmt.Errorf("bring up %s: ask for its other end: %w", name, err)
+		}
+		if up || time.Now().After(deadline) { // too late: the workload took its own end down
+			return nil
+		}
+	}
+}
+
+// peerUp asks for the other end of a veth by way of the namespace id that the kernel has for it here, so no thread need go
+// there.
+func peerUp(host *netlink.LinkAttrs) (bool, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(host.ParentIndex)
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(host.NetNsID))))
+	replies, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	if err != nil {
+		return false, err
+	}
+	for _, m := range replies {
+		l, err := netlink.LinkDeserialize(nil, m)
+		if err != nil {
+			return false, err
+		}
+		return l.Attrs().OperState == netlink.OperUp, nil
+	}
+	return false, unix.ENODEV
 }
 
 // DeviceIndex returns the ifindex of the host side if it still exists.

@@ -22,9 +22,6 @@ type attachment struct {
 	up      bool              // the device was brought up after its rows were written
 }
 
-// carrierWait is how long WriteEndpoint waits for the workload's end to carry packets; the kernel needs well under 1 ms.
-const carrierWait = 200 * time.Millisecond
-
 // restoreAttachments reads the rows of endpoints back. Rows of devices that are gone go too, with the peers rows that lead to them.
 func (d *Datapath) restoreAttachments() error {
 	rows, err := d.endpoints.all()
@@ -270,27 +267,6 @@ func (d *Datapath) removePeer(a bpf.Addr, ifindex uint32) error {
 		return err
 	}
 	return d.peers.del(a)
-}
-
-// bringUp sets the host side up and waits until both ends carry packets: the kernel does that a moment later, and the first
-// packet of a workload must not be lost to it.
-func bringUp(name string, ifindex int) error {
-	dev := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: name, Index: ifindex}}
-	if err := netlink.LinkSetUp(dev); err != nil {
-		return fmt.Errorf("bring up %s: %w", name, err)
-	}
-	for deadline := time.Now().Add(carrierWait); ; time.Sleep(100 * time.Microsecond) {
-		l, err := netlink.LinkByIndex(ifindex)
-		if err != nil {
-			return fmt.Errorf("bring up %s: %w", name, err)
-		}
-		if l.Attrs().OperState == netlink.OperUp {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return nil // the workload took its own end down
-		}
-	}
 }
 
 // Commit makes every cached verdict stale and lets Run free, a grace period later, what no endpoint uses.

@@ -1,0 +1,588 @@
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"porin/bpf"
+	"porin/internal/endpoint"
+	"porin/internal/identity"
+	"porin/internal/policy"
+	"porin/internal/verdict"
+)
+
+// Addresses of the live node's uplink and of the host outside.
+const (
+	nodeV4, nodeV6       = "192.0.2.1", "2001:db8:1::1"
+	outsideV4, outsideV6 = "192.0.2.2", "2001:db8:1::2"
+)
+
+// liveNode is a node with the real programs, an uplink, and a host outside that has routes to its pods.
+func liveNode(t testing.TB) (n *node, outside string) {
+	t.Helper()
+	n = newNode(t)
+	n.sets = func() []*ebpf.CollectionSpec {
+		sets, err := compiled()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sets
+	}
+	n.cfg.MTU, n.cfg.Masquerade = 0, true
+	outside = newNS(t)
+	ns, err := openNetns(outside)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = "ptup0", 1480
+	up := &netlink.Veth{LinkAttrs: attrs, PeerName: "ptout0", PeerNamespace: netlink.NsFd(ns.fd()), PeerMTU: 1480}
+	if err := netlink.LinkAdd(up); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := deleteLink("ptup0"); err != nil {
+			t.Error(err)
+		}
+	})
+	address(t, "ptup0", nodeV4+"/24", nodeV6+"/64")
+	inNS(t, outside, func() error { address(t, "ptout0", outsideV4+"/24", outsideV6+"/64"); return nil })
+	route(t, "ptup0", "0.0.0.0/0", outsideV4)
+	route(t, "ptup0", "::/0", outsideV6)
+	return n, outside
+}
+
+func address(t testing.TB, dev string, addrs ...string) {
+	t.Helper()
+	l, err := netlink.LinkByName(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		p := netip.MustParsePrefix(a)
+		na := &netlink.Addr{IPNet: ipNet(p)}
+		if p.Addr().Is6() {
+			na.Flags = unix.IFA_F_NODAD
+		}
+		if err := netlink.AddrAdd(l, na); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		wait(t, "address "+a, func() bool {
+			r, err := netlink.RouteGet(netip.MustParsePrefix(a).Addr().AsSlice())
+			return err == nil && len(r) > 0 && r[0].Type == unix.RTN_LOCAL
+		})
+	}
+}
+
+func route(t testing.TB, dev, dst, via string) {
+	t.Helper()
+	l, err := netlink.LinkByName(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(netip.MustParsePrefix(dst)), Gw: net.ParseIP(via)}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// place is where a socket is opened: a namespace, or this node when empty.
+type place string
+
+func (p place) do(t testing.TB, f func() error) error {
+	t.Helper()
+	if p == "" {
+		return f()
+	}
+	ns, err := openNetns(string(p))
+	if err != nil {
+		return err
+	}
+	defer ns.close()
+	return ns.do(f)
+}
+
+// serve answers TCP with "<remote address>\n" and echoes until the client closes, and echoes UDP. A host with several
+// addresses names them: a UDP socket of the wildcard answers by whatever address the route to the client prefers.
+func serve(t testing.TB, p place, port int, addrs ...string) {
+	t.Helper()
+	var ln net.Listener
+	if len(addrs) == 0 {
+		addrs = []string{""}
+	}
+	for _, a := range addrs {
+		var pc net.PacketConn
+		if err := p.do(t, func() (err error) {
+			pc, err = net.ListenPacket("udp", net.JoinHostPort(a, fmt.Sprint(port)))
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { pc.Close() })
+		largeBuffer(t, pc.(*net.UDPConn))
+		go func() {
+			buf := make([]byte, 64<<10)
+			for {
+				n, from, err := pc.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				_, _ = pc.WriteTo(buf[:n], from)
+			}
+		}()
+	}
+	if err := p.do(t, func() (err error) { ln, err = net.Listen("tcp", fmt.Sprintf(":%d", port)); return err }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				fmt.Fprintf(c, "%s\n", c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap())
+				_, _ = io.Copy(c, c)
+			}()
+		}
+	}()
+}
+
+// largeBuffer keeps a socket from losing packets while its reader waits for a busy processor.
+func largeBuffer(t testing.TB, c syscall.Conn) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20) }); err != nil {
+		t.Fatal(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+const answerTime = 400 * time.Millisecond
+
+// tcp connects and returns the address under which the server sees the client.
+func tcp(t testing.TB, p place, addr string, port int) (seen string, err error) {
+	t.Helper()
+	c, err := dial(t, p, "tcp", addr, port)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(answerTime))
+	_, err = fmt.Fscanln(c, &seen)
+	return seen, err
+}
+
+func dial(t testing.TB, p place, network, addr string, port int) (c net.Conn, err error) {
+	t.Helper()
+	err = p.do(t, func() (err error) {
+		c, err = net.DialTimeout(network, net.JoinHostPort(addr, fmt.Sprint(port)), answerTime)
+		return err
+	})
+	return c, err
+}
+
+func udp(t testing.TB, p place, addr string, port, size int) error {
+	t.Helper()
+	c, err := dial(t, p, "udp", addr, port)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	out, in := make([]byte, size), make([]byte, size+1)
+	out[0] = 'x'
+	if _, err := c.Write(out); err != nil {
+		return err
+	}
+	_ = c.SetReadDeadline(time.Now().Add(answerTime))
+	n, err := c.Read(in)
+	if err == nil && (n != size || in[0] != 'x') {
+		err = fmt.Errorf("answer of %d bytes, want %d", n, size)
+	}
+	return err
+}
+
+// ping sends one echo request and waits for its reply.
+func ping(t testing.TB, p place, addr string) error {
+	t.Helper()
+	ip := netip.MustParseAddr(addr)
+	network, local, request, reply := "ip4:icmp", "0.0.0.0", byte(8), byte(0)
+	if ip.Is6() {
+		network, local, request, reply = "ip6:ipv6-icmp", "::", 128, 129
+	}
+	var pc net.PacketConn
+	if err := p.do(t, func() (err error) { pc, err = net.ListenPacket(network, local); return err }); err != nil {
+		return err
+	}
+	defer pc.Close()
+	msg := []byte{request, 0, 0, 0, 0x42, 0x17, 0, 1, 'p', 'o', 'r', 'i', 'n', '!'}
+	if ip.Is4() {
+		var sum uint32
+		for i := 0; i < len(msg); i += 2 {
+			sum += uint32(msg[i])<<8 | uint32(msg[i+1])
+		}
+		sum = sum>>16 + sum&0xffff
+		msg[2], msg[3] = byte(^sum>>8), byte(^sum)
+	}
+	if _, err := pc.WriteTo(msg, &net.IPAddr{IP: ip.AsSlice()}); err != nil {
+		return err
+	}
+	_ = pc.SetReadDeadline(time.Now().Add(answerTime))
+	buf := make([]byte, 256)
+	for {
+		n, from, err := pc.ReadFrom(buf)
+		if err != nil {
+			return err
+		}
+		got, _ := netip.AddrFromSlice(from.(*net.IPAddr).IP)
+		if n == len(msg) && buf[0] == reply && got.Unmap() == ip {
+			return nil
+		}
+	}
+}
+
+// twoPods wires a client and a server pod on a live node.
+func twoPods(t testing.TB, d *Datapath) (a, b endpoint.Endpoint) {
+	t.Helper()
+	putAllow(t, d)
+	a, b = wire(t, d, pod(t, 11)), wire(t, d, pod(t, 12))
+	serve(t, place(a.Netns), 80)
+	serve(t, place(b.Netns), 80)
+	return a, b
+}
+
+// expect checks that everything that is said about a path holds.
+func expect(t *testing.T, d *Datapath, from, name string, want bool, err error) {
+	t.Helper()
+	if (err == nil) != want {
+		t.Errorf("%s -> %s: error %v, want it to pass: %v; counters %v", from, name, err, want, d.Counters())
+	}
+}
+
+func TestRootLiveTraffic(t *testing.T) {
+	for _, clsact := range []bool{false, true} {
+		t.Run(fmt.Sprintf("clsact=%v", clsact), func(t *testing.T) {
+			n, outside := liveNode(t)
+			n.cfg.ForceClsact = clsact
+			d := n.open()
+			if clsact != (len(d.Fallbacks()) == 1) {
+				t.Errorf("fallbacks %v", d.Fallbacks())
+			}
+			a, b := twoPods(t, d)
+			out := place(outside)
+			serve(t, "", 8080, nodeV4, nodeV6, "10.7.0.1", "fd07::1")
+			serve(t, out, 80)
+			for _, path := range []struct {
+				from, to  place
+				name, dst string
+				port      int
+				seen      string
+			}{
+				{place(a.Netns), place(b.Netns), "pod -> pod", "10.7.0.12", 80, "10.7.0.11"},
+				{place(a.Netns), place(b.Netns), "pod -> pod", "fd07::c", 80, "fd07::b"},
+				{"", place(b.Netns), "host -> pod", "10.7.0.12", 80, "10.7.0.1"},
+				{"", place(b.Netns), "host -> pod", "fd07::c", 80, "fd07::1"},
+				{place(a.Netns), "", "pod -> router", "10.7.0.1", 8080, "10.7.0.11"},
+				{place(a.Netns), "", "pod -> router", "fd07::1", 8080, "fd07::b"},
+				{place(a.Netns), "", "pod -> node", nodeV4, 8080, "10.7.0.11"},
+				{place(a.Netns), "", "pod -> node", nodeV6, 8080, "fd07::b"},
+				{place(a.Netns), out, "pod -> outside", outsideV4, 80, nodeV4},
+				{place(a.Netns), out, "pod -> outside", outsideV6, 80, nodeV6},
+			} {
+				seen, err := tcp(t, path.from, path.dst, path.port)
+				expect(t, d, path.name, "tcp "+path.dst, true, err)
+				if err == nil && seen != path.seen {
+					t.Errorf("%s %s: the server sees %s, want %s", path.name, path.dst, seen, path.seen)
+				}
+				expect(t, d, path.name, "udp "+path.dst, true, udp(t, path.from, path.dst, path.port, 100))
+				expect(t, d, path.name, "large udp "+path.dst, true, udp(t, path.from, path.dst, path.port, 5000))
+				expect(t, d, path.name, "ping "+path.dst, true, ping(t, path.from, path.dst))
+			}
+			// a host outside with a route to the pods
+			inNS(t, outside, func() error {
+				route(t, "ptout0", "10.7.0.0/24", nodeV4)
+				route(t, "ptout0", "fd07::/112", nodeV6)
+				return nil
+			})
+			for _, dst := range []string{"10.7.0.12", "fd07::c"} {
+				_, err := tcp(t, out, dst, 80)
+				expect(t, d, "outside", "tcp "+dst, true, err)
+				expect(t, d, "outside", "ping "+dst, true, ping(t, out, dst))
+			}
+			if _, err := tcp(t, out, "10.7.0.99", 80); err == nil {
+				t.Error("an address without an endpoint answered")
+			}
+			if d.Alarms() != nil && len(d.Alarms()) > 0 {
+				t.Errorf("alarms %v", d.Alarms())
+			}
+		})
+	}
+}
+
+// Policy: a rule lets one port through; a change cuts the live connection it no longer allows; a lock denies everything.
+func TestRootLivePolicy(t *testing.T) {
+	n, _ := liveNode(t)
+	d := n.open()
+	a, b := twoPods(t, d)
+	serve(t, place(b.Netns), 81)
+	if err := d.PutSubject(&policy.Subject{
+		Key: "web only", Direction: verdict.Ingress, Isolated: true, Default: 77, Else: denyAll(),
+		Peers: map[identity.ID]*policy.Table{a.Identity: ports("web", 80, 80)},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	both := func(want80, want81 bool, what string) {
+		t.Helper()
+		for _, dst := range []string{"10.7.0.12", "fd07::c"} {
+			_, err := tcp(t, place(a.Netns), dst, 80)
+			expect(t, d, what, "tcp 80 "+dst, want80, err)
+			_, err = tcp(t, place(a.Netns), dst, 81)
+			expect(t, d, what, "tcp 81 "+dst, want81, err)
+		}
+	}
+	both(true, true, "no rule")
+	live, err := dial(t, place(a.Netns), "tcp", "10.7.0.12", 81)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Close()
+	if err := echo(live); err != nil {
+		t.Fatal(err)
+	}
+
+	var events eventLog
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- d.Events(ctx, events.add) }()
+
+	b.Ingress = "web only"
+	if err := errors.Join(d.WriteEndpoint(b), d.Commit()); err != nil {
+		t.Fatal(err)
+	}
+	both(true, false, "web only")
+	if err := echo(live); err == nil {
+		t.Error("the connection to port 81 lives on")
+	}
+	if _, err := tcp(t, "", "10.7.0.12", 80); err == nil {
+		t.Error("the host passed a rule that does not name it")
+	}
+	wait(t, "an event that names the deny", func() bool {
+		return events.has(func(e bpf.Event) bool {
+			return e.Type == 1 && e.Dport.Host() == 81 && e.CookieIn == 77 && e.DstEP == b.ID && e.SrcIdentity == uint32(a.Identity)
+		})
+	})
+	// an identity is added in place
+	if err := errors.Join(d.PatchSubject(policy.Patch{Subject: "web only", Put: map[identity.ID]*policy.Table{identity.Host: ports("web", 80, 80)}}), d.Commit()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tcp(t, "", "10.7.0.12", 80); err != nil {
+		t.Errorf("the host after the patch: %v", err)
+	}
+	if err := d.LockEndpoint(b); err != nil {
+		t.Fatal(err)
+	}
+	both(false, false, "locked")
+	if err := errors.Join(d.WriteEndpoint(b), d.Commit()); err != nil {
+		t.Fatal(err)
+	}
+	both(true, false, "unlocked")
+	stop()
+	if err := <-done; err != nil {
+		t.Errorf("events: %v", err)
+	}
+	if d.Lost() != 0 {
+		t.Errorf("%d events lost", d.Lost())
+	}
+}
+
+func echo(c net.Conn) error {
+	_ = c.SetDeadline(time.Now().Add(answerTime))
+	if _, err := c.Write([]byte("ping\n")); err != nil {
+		return err
+	}
+	buf := make([]byte, 256)
+	for got := ""; ; {
+		n, err := c.Read(buf)
+		if err != nil {
+			return err
+		}
+		if got += string(buf[:n]); len(got) >= 5 && got[len(got)-5:] == "ping\n" {
+			return nil
+		}
+	}
+}
+
+type eventLog struct {
+	mu  sync.Mutex
+	all []bpf.Event
+}
+
+func (l *eventLog) add(e *bpf.Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, *e)
+}
+
+func (l *eventLog) has(f func(bpf.Event) bool) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.all, f)
+}
+
+// The first packet of a workload is delivered, and not one leaves before its policy is in force.
+func TestRootLiveFirstPacket(t *testing.T) {
+	n, _ := liveNode(t)
+	d := n.open()
+	putAllow(t, d)
+	b := wire(t, d, pod(t, 12))
+	var early, first atomic.Int64
+	var pc net.PacketConn
+	if err := place(b.Netns).do(t, func() (err error) { pc, err = net.ListenPacket("udp", ":9"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	go func() {
+		buf := make([]byte, 16)
+		for {
+			k, _, err := pc.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if string(buf[:k]) == "early" {
+				early.Add(1)
+			} else {
+				first.Add(1)
+			}
+		}
+	}()
+	const pods = 20
+	for i := range pods {
+		ep := pod(t, uint16(100+i))
+		var err error
+		if ep.Ifindex, ep.MAC, err = d.CreateDevice(ep); err != nil {
+			t.Fatal(err)
+		}
+		send := func(text, dst string) {
+			c, err := dial(t, place(ep.Netns), "udp", dst, 9)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err = c.Write([]byte(text)); err != nil && text == "first" {
+				t.Errorf("pod %d to %s: %v", i, dst, err)
+			}
+		}
+		send("early", "10.7.0.12")
+		send("early", "fd07::c")
+		if err := d.WriteEndpoint(ep); err != nil {
+			t.Fatal(err)
+		}
+		send("first", "10.7.0.12")
+		send("first", "fd07::c")
+	}
+	defer func() { t.Logf("%d of %d first packets; counters %v", first.Load(), 2*pods, d.Counters()) }()
+	wait(t, "every first packet arrives", func() bool { return first.Load() == 2*pods })
+	if early.Load() != 0 {
+		t.Errorf("%d packets left before policy was in force", early.Load())
+	}
+}
+
+// Agents come and go under traffic: not a packet is lost and no connection notices, also when the map layout changes.
+func TestRootLiveRestart(t *testing.T) {
+	n, _ := liveNode(t)
+	d := n.open()
+	a, _ := twoPods(t, d)
+	live, err := dial(t, place(a.Netns), "tcp", "10.7.0.12", 80)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Close()
+	u, err := dial(t, place(a.Netns), "udp", "10.7.0.12", 80)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	largeBuffer(t, u.(*net.UDPConn))
+	stop := make(chan struct{})
+	var sent, answered atomic.Int64
+	var group sync.WaitGroup
+	group.Add(2)
+	go func() {
+		defer group.Done()
+		tick := time.NewTicker(200 * time.Microsecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				if _, err := u.Write([]byte("x")); err == nil {
+					sent.Add(1)
+				}
+			}
+		}
+	}()
+	go func() {
+		defer group.Done()
+		buf := make([]byte, 8)
+		for {
+			if _, err := u.Read(buf); err != nil {
+				return
+			}
+			answered.Add(1)
+		}
+	}()
+	for i := range 10 {
+		t.Logf("before restart %d: %d sent, %d answered, counters %v", i, sent.Load(), answered.Load(), d.Counters())
+		d.Close()
+		if i%3 == 2 {
+			n.cfg.MapSizes[mapConntrack] += 4096
+		}
+		d = n.open()
+		if err := echo(live); err != nil {
+			t.Fatalf("restart %d: live connection: %v", i, err)
+		}
+		if _, err := tcp(t, place(a.Netns), "fd07::c", 80); err != nil {
+			t.Errorf("restart %d: new connection: %v", i, err)
+		}
+	}
+	close(stop)
+	want := func() bool { return answered.Load() == sent.Load() }
+	for deadline := time.Now().Add(time.Second); !want() && time.Now().Before(deadline); {
+		if err := echo(live); err != nil {
+			t.Fatal(err)
+		}
+	}
+	u.Close()
+	group.Wait()
+	t.Logf("%d datagrams, %d answered, 10 restarts", sent.Load(), answered.Load())
+	if !want() || sent.Load() < 1000 {
+		t.Errorf("%d datagrams sent, %d answered", sent.Load(), answered.Load())
+	}
+}
