@@ -218,13 +218,20 @@ func execCommand(f *flags) *cobra.Command {
 		Example: "  sudo porin lab exec node1 -- porin endpoint list\n  sudo porin lab exec xwing -- curl -m 2 http://deathstar/",
 		Args:    cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			words := args[1:]
+			if words[0] == "--" { // not taken by the flag parser, which stops at WHERE
+				words = words[1:]
+			}
+			if len(words) == 0 {
+				return broken(errors.New("no command after WHERE: write 'porin lab exec WHERE -- CMD [ARG...]'"))
+			}
 			l, err := Open(f.lab, f.options(cmd))
 			if err != nil {
 				return broken(err)
 			}
 			// the terminal sends its signals to the command itself; we only wait for it
 			signal.Ignore(syscall.SIGINT, syscall.SIGQUIT)
-			code, err := l.Exec(context.Background(), args[0], args[1:])
+			code, err := l.Exec(context.Background(), args[0], words)
 			if err != nil {
 				return broken(err)
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -162,19 +163,25 @@ func byPolicy(fl *flowpb.Flow) bool {
 	return isDrop(fl) && (r == flowpb.DropReason_POLICY_DENIED || r == flowpb.DropReason_POLICY_DENY)
 }
 
-// why joins the explanations of flows, each once.
+// why joins the explanations of flows, each once. Of a denied packet only what denied it: that the other direction
+// would have let it pass decided nothing.
 func why(list []*flowpb.Flow) string {
-	var out string
-	seen := map[string]bool{}
+	var out []string
 	for _, fl := range list {
-		if w := flow.Why(fl, false); w != "" && !seen[w] {
-			if seen[w] = true; out != "" {
-				out += "; "
+		parts := strings.Split(flow.Why(fl, false), "; ")
+		if isDrop(fl) {
+			denied := slices.DeleteFunc(slices.Clone(parts), func(s string) bool { return strings.Contains(s, "gress allowed") })
+			if len(denied) > 0 {
+				parts = denied
 			}
-			out += w
+		}
+		for _, p := range parts {
+			if p != "" && !slices.Contains(out, p) {
+				out = append(out, p)
+			}
 		}
 	}
-	return out
+	return strings.Join(out, "; ")
 }
 
 // probed is one try and what the nodes said about it.

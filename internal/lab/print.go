@@ -98,6 +98,7 @@ func printTable(w io.Writer, rows [][]string) error {
 
 func printJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false) // "->" stays readable
 	enc.SetIndent("", "  ")
 	return enc.Encode(v)
 }
