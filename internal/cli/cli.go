@@ -77,7 +77,7 @@ func run(ctx context.Context, root *cobra.Command, args []string, in io.Reader, 
 	}
 	if text := err.Error(); text != "" {
 		fmt.Fprintf(safeErr, "%s: %s\n", cmd.CommandPath(), lines(text))
-		if code == exitUsage {
+		if errors.As(err, &coded{}) && code == exitUsage { // a lab's codes mean something else
 			fmt.Fprintf(safeErr, "see '%s --help'\n", cmd.CommandPath())
 		}
 		_ = safeErr.Flush()
