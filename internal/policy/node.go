@@ -48,11 +48,7 @@ func (r *reader) fail(n *yaml.Node, field, format string, args ...any) {
 	if len(r.errs) > maxErrs {
 		return
 	}
-	line := r.first + 1
-	if n != nil {
-		line = r.line(n)
-	}
-	r.errs = append(r.errs, &FieldError{File: r.file, Line: line, Field: field, Text: fmt.Sprintf(format, args...)})
+	r.errs = append(r.errs, &FieldError{File: r.file, Line: r.line(n), Field: field, Text: fmt.Sprintf(format, args...)})
 }
 
 func (r *reader) line(n *yaml.Node) int { return r.first + n.Line }
@@ -93,7 +89,11 @@ func (r *reader) document(data []byte) (v value, ok bool) {
 	var root yaml.Node
 	err := yaml.Unmarshal(data, &root)
 	if err != nil {
-		r.fail(nil, "", "not YAML: %s", strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\n", " "), "yaml: "))
+		at, text := &yaml.Node{Line: 1}, strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\n", " "), "yaml: ")
+		if _, err := fmt.Sscanf(text, "line %d: ", &at.Line); err == nil {
+			_, text, _ = strings.Cut(text, ": ")
+		}
+		r.fail(at, "", "not YAML: %s", text)
 		return value{}, false
 	}
 	if root.Kind == 0 || len(root.Content) == 0 {

@@ -239,7 +239,7 @@ func (r *reader) prefix(v value, bare bool) (netip.Prefix, bool) {
 		return netip.Prefix{}, false
 	}
 	p, err := netip.ParsePrefix(s)
-	if err != nil && bare {
+	if err != nil && bare && !strings.Contains(s, "%") { // a zone would be lost
 		var a netip.Addr
 		if a, err = netip.ParseAddr(s); err == nil {
 			p = netip.PrefixFrom(a, a.BitLen())
@@ -248,8 +248,6 @@ func (r *reader) prefix(v value, bare bool) (netip.Prefix, bool) {
 	switch {
 	case err != nil:
 		r.fail(v.Node, v.path, "%.60q is no CIDR; write address/length, like 10.0.0.0/8 or fd00::/64", s)
-	case p.Addr().Zone() != "":
-		r.fail(v.Node, v.path, "%.60q: zones are not allowed", s)
 	case p.Addr().Is4In6():
 		r.fail(v.Node, v.path, "%.60q: write IPv4 blocks in IPv4 notation", s)
 	default:
