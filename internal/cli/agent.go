@@ -42,6 +42,8 @@ func (s *shell) connect(ctx context.Context) (agentv1.AgentClient, func(), error
 	conn, err := grpc.NewClient("passthrough:///agent",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		// Room for some 10,000 flows on the way: monitor must not wait for windows to open.
+		grpc.WithInitialWindowSize(4<<20), grpc.WithInitialConnWindowSize(4<<20), grpc.WithReadBufferSize(256<<10),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (c net.Conn, err error) {
 			once.Do(func() { c = first })
 			if c != nil {

@@ -2,9 +2,8 @@ package flow
 
 import (
 	"encoding/binary"
-	"fmt"
+	"encoding/hex"
 	"net"
-	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -14,10 +13,6 @@ import (
 
 	flowpb "porin/api/flow"
 	"porin/bpf"
-	"porin/internal/endpoint"
-	"porin/internal/identity"
-	"porin/internal/labels"
-	"porin/internal/policy"
 	"porin/internal/verdict"
 )
 
@@ -31,30 +26,31 @@ const (
 )
 
 // flow turns a record into the message that readers get.
-func (o *Observer) flow(rec *record, snap bool) *flowpb.Flow {
+func (t *teller) flow(rec *record, snap bool) *flowpb.Flow {
+	t.fresh()
 	ev := &rec.event
-	at := o.wall(ev.Time)
+	at := t.o.wall(ev.Time)
 	src, dst := ev.Src.Netip(), ev.Dst.Netip()
 	f := &flowpb.Flow{
 		Time:             timestamppb.New(at),
-		Uuid:             o.eventUUID(rec.seq),
+		Uuid:             t.o.eventUUID(rec.seq),
 		Verdict:          verdictOf(ev),
 		DropReason:       uint32(ev.Reason),
 		DropReasonDesc:   flowpb.DropReason(ev.Reason),
 		Ethernet:         ethernet(ev),
-		IP:               ip(src, dst),
+		IP:               t.ip(src, dst),
 		L4:               layer4(ev),
-		Source:           o.side(src, ev.SrcEP, ev.SrcIdentity, at),
-		Destination:      o.side(dst, ev.DstEP, ev.DstIdentity, at),
+		Source:           t.side(src, ev.SrcEP, ev.SrcIdentity, at),
+		Destination:      t.side(dst, ev.DstEP, ev.DstIdentity, at),
 		Type:             flowpb.FlowType_L3_L4,
-		NodeName:         o.resolver.NodeName(),
-		SourceNames:      o.names(src),
-		DestinationNames: o.names(dst),
+		NodeName:         t.o.resolver.NodeName(),
+		SourceNames:      t.names(src),
+		DestinationNames: t.names(dst),
 		EventType:        &flowpb.CiliumEventType{Type: int32(ev.Type)},
 		TrafficDirection: flowpb.TrafficDirection(ev.Direction),
 		TraceReason:      flowpb.TraceReason(ev.Status),
-		Interface:        o.device(ev),
-		Summary:          summary(ev),
+		Interface:        t.device(ev),
+		Summary:          t.summary(ev),
 		PorinLength:      ev.Len,
 	}
 	switch ev.Type {
@@ -67,7 +63,7 @@ func (o *Observer) flow(rec *record, snap bool) *flowpb.Flow {
 	if ev.Status != 0 {
 		f.IsReply = wrapperspb.Bool(flowpb.TraceReason(ev.Status) == flowpb.TraceReason_REPLY)
 	}
-	o.explain(f, ev)
+	t.explain(f, ev)
 	if snap {
 		f.PorinSnap = append([]byte(nil), snapOf(ev)...)
 	}
@@ -87,7 +83,16 @@ func (o *Observer) eventUUID(seq uint64) string {
 	binary.BigEndian.PutUint64(u[8:], seq)
 	u[6] = u[6]&0x0f | 0x80
 	u[8] = u[8]&0x3f | 0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:16])
+	var text [36]byte
+	at := 0
+	for i, b := range u {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			text[at] = '-'
+			at++
+		}
+		at += hex.Encode(text[at:], []byte{b})
+	}
+	return string(text[:])
 }
 
 func verdictOf(ev *bpf.Event) flowpb.Verdict {
@@ -118,23 +123,6 @@ func ethernet(ev *bpf.Event) *flowpb.Ethernet {
 		return nil
 	}
 	return &flowpb.Ethernet{Source: net.HardwareAddr(b[6:12]).String(), Destination: net.HardwareAddr(b[0:6]).String()}
-}
-
-func ip(src, dst netip.Addr) *flowpb.IP {
-	if !src.IsValid() && !dst.IsValid() {
-		return nil
-	}
-	out := &flowpb.IP{IpVersion: flowpb.IPVersion_IPv6}
-	if src.Is4() || dst.Is4() {
-		out.IpVersion = flowpb.IPVersion_IPv4
-	}
-	if src.IsValid() {
-		out.Source = src.String()
-	}
-	if dst.IsValid() {
-		out.Destination = dst.String()
-	}
-	return out
 }
 
 func layer4(ev *bpf.Event) *flowpb.Layer4 {
@@ -229,114 +217,4 @@ func icmpName(six bool, typ, code uint32) string {
 		name += " code " + strconv.Itoa(int(code))
 	}
 	return name
-}
-
-func (o *Observer) names(a netip.Addr) []string {
-	if !a.IsValid() {
-		return nil
-	}
-	if n := o.resolver.NameByAddr(a); n != "" {
-		return []string{n}
-	}
-	return nil
-}
-
-func (o *Observer) device(ev *bpf.Event) *flowpb.NetworkInterface {
-	index := ev.Ifindex
-	if index == 0 {
-		index = ev.OutIfindex
-	}
-	if index == 0 {
-		return nil
-	}
-	return &flowpb.NetworkInterface{Index: index, Name: o.resolver.DeviceName(index)}
-}
-
-// side says who is behind an address. The labels are those of the identity that the kernel judged, so they explain the
-// verdict even if the workload has others by now; the name is taken only from an endpoint that had this address when
-// the packet came by.
-func (o *Observer) side(addr netip.Addr, id uint16, num uint32, at time.Time) *flowpb.Endpoint {
-	ls := o.resolver.IdentityLabels(identity.ID(num))
-	out := &flowpb.Endpoint{ID: uint32(id), Identity: num, Labels: ls.Strings()}
-	out.Namespace, _ = ls.Get(labels.SourceK8s, labels.KeyNamespace)
-	out.ClusterName, _ = ls.Get(labels.SourceK8s, labels.KeyCluster)
-	ep, ok := endpoint.Endpoint{}, false
-	if id != 0 {
-		ep, ok = o.resolver.EndpointByID(id)
-	} else if addr.IsValid() {
-		ep, ok = o.resolver.EndpointByAddr(addr)
-	}
-	if !ok || ep.Created.After(at) || addr.IsValid() && id == 0 && addr != ep.IPv4 && addr != ep.IPv6 {
-		return out
-	}
-	out.ID = uint32(ep.ID)
-	out.Namespace = ep.Namespace
-	out.PodName = ep.Pod
-	if out.PodName == "" {
-		out.PodName = ep.ContainerID
-	}
-	return out
-}
-
-// explain fills in the rules. The cookies say which rules decided; whether they allowed or denied follows from the
-// event: the direction that denied is the event's, a direction judged before it had allowed.
-func (o *Observer) explain(f *flowpb.Flow, ev *bpf.Event) {
-	denied := isPolicyReason(ev.Reason)
-	if ev.Type == eventPolicyVerdict {
-		a := verdict.Action(ev.Action)
-		denied = denied || a == verdict.Deny || a == verdict.Audit
-	}
-	out, in := o.policies(ev.CookieOut), o.policies(ev.CookieIn)
-	if denied && verdict.Direction(ev.Direction) == verdict.Egress {
-		f.EgressDeniedBy, f.IngressAllowedBy = out, in
-		return
-	}
-	f.EgressAllowedBy = out
-	if denied && verdict.Direction(ev.Direction) == verdict.Ingress {
-		f.IngressDeniedBy = in
-		return
-	}
-	f.IngressAllowedBy = in
-}
-
-func isPolicyReason(reason uint8) bool {
-	r := verdict.Reason(reason)
-	return r == verdict.PolicyDenied || r == verdict.PolicyDenyRule
-}
-
-// Labels under which a flow's policies carry what Hubble's message has no field for.
-const (
-	labelRule        = "porin:rule="
-	labelFile        = "porin:file="
-	labelDeny        = "porin:deny"
-	labelDescription = "porin:description="
-)
-
-// policies names the rules behind a cookie.
-func (o *Observer) policies(c uint32) []*flowpb.Policy {
-	if c == 0 {
-		return nil
-	}
-	refs := o.resolver.Explain(policy.Cookie(c))
-	if len(refs) == 0 {
-		return []*flowpb.Policy{{Kind: policy.KindPorin, Name: fmt.Sprintf("rules that are gone by now, cookie %#x", c)}}
-	}
-	out := make([]*flowpb.Policy, 0, len(refs))
-	for _, r := range refs {
-		p := &flowpb.Policy{Name: r.Policy.Name, Namespace: r.Policy.Namespace, Kind: r.Policy.Kind}
-		if r.Policy.Kind != policy.KindPorin && r.Index >= 0 {
-			p.Labels = append(p.Labels, labelRule+strings.TrimPrefix(r.String(), r.Policy.String()+" "))
-		}
-		if r.Deny {
-			p.Labels = append(p.Labels, labelDeny)
-		}
-		if r.File != "" {
-			p.Labels = append(p.Labels, fmt.Sprintf("%s%s:%d", labelFile, r.File, r.Line))
-		}
-		if r.Description != "" {
-			p.Labels = append(p.Labels, labelDescription+r.Description)
-		}
-		out = append(out, p)
-	}
-	return out
 }

@@ -173,7 +173,7 @@ func TestLine(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			o := observer(t, starwars(t))
+			o := newTeller(observer(t, starwars(t)))
 			f := o.flow(&record{event: *c.ev}, false)
 			_, line, _ := strings.Cut(Line(f, false), " ")
 			if line != c.want {
@@ -187,7 +187,7 @@ func TestLine(t *testing.T) {
 }
 
 func TestFlowFields(t *testing.T) {
-	o := observer(t, starwars(t))
+	o := newTeller(observer(t, starwars(t)))
 	ev := story("10.0.0.6", "10.0.0.7", func(ev *bpf.Event) {
 		ev.Type, ev.Action, ev.Reason, ev.SnapLen = eventDrop, 0, 133, 20
 		copy(ev.Snap[:], "\x02\x00\x00\x00\x00\x01\x02\x00\x00\x00\x00\x02\x08\x00rest..")
@@ -233,7 +233,7 @@ func TestNewOwnerIsNotBlamed(t *testing.T) {
 	for i := range r.endpoints {
 		r.endpoints[i].Created = time.Date(2026, 11, 21, 9, 59, 59, 9e8, time.UTC) // after the packet
 	}
-	f := observer(t, r).flow(&record{event: *story("10.0.0.6", "10.0.0.7", nil)}, false)
+	f := newTeller(observer(t, r)).flow(&record{event: *story("10.0.0.6", "10.0.0.7", nil)}, false)
 	if f.GetSource().GetPodName() != "" || f.GetSource().GetIdentity() != 1002 || f.GetSource().GetNamespace() != "default" {
 		t.Errorf("source = %v, want only what the event and its identity say", f.GetSource())
 	}
@@ -249,7 +249,7 @@ func TestReasonsAreInTheAPI(t *testing.T) {
 			t.Errorf("%s (%d) is not in flow.proto", r.Name(), r)
 		}
 		ev := story("10.0.0.6", "10.0.0.7", func(ev *bpf.Event) { ev.Type, ev.Action, ev.Reason = eventDrop, 0, uint8(r) })
-		line := Line(observer(t, starwars(t)).flow(&record{event: *ev}, false), false)
+		line := Line(newTeller(observer(t, starwars(t))).flow(&record{event: *ev}, false), false)
 		if !isPolicyReason(uint8(r)) && !strings.Contains(line, r.String()) || !strings.Contains(line, " D") {
 			t.Errorf("%s: %s", r.Name(), line)
 		}

@@ -22,16 +22,25 @@ type reader struct {
 	wake   chan struct{} // holds a token when there is something to take
 }
 
-// queue is a ring of records. It holds at most len(buf) and never grows.
+// queue is a ring of records that grows with what waits in it, up to most.
 type queue struct {
 	buf   []record
 	first int
 	n     int
+	most  int
 }
 
+const firstRoom = 64 // records for which a queue has room at first
+
 func (q *queue) push(rec *record) bool {
-	if q.n == len(q.buf) {
+	if q.n == q.most {
 		return false
+	}
+	if q.n == len(q.buf) {
+		buf := make([]record, min(q.most, max(firstRoom, 2*len(q.buf))))
+		n := copy(buf, q.buf[q.first:])
+		copy(buf[n:], q.buf[:q.first])
+		q.buf, q.first = buf, 0
 	}
 	q.buf[(q.first+q.n)%len(q.buf)] = *rec
 	q.n++
@@ -78,7 +87,7 @@ func (o *Observer) join(f *filter, last uint32) (*reader, []record, error) {
 	}
 	r := &reader{
 		filter: f, wake: make(chan struct{}, 1),
-		urgent: queue{buf: make([]record, o.queue)}, traces: queue{buf: make([]record, o.queue)},
+		urgent: queue{most: o.queue}, traces: queue{most: o.queue},
 	}
 	o.readers = append(o.readers, r)
 	return r, o.newest(int(min(last, math.MaxInt32)), f), nil
@@ -119,8 +128,9 @@ func (o *Observer) Monitor(ctx context.Context, req *agentv1.MonitorRequest, sen
 		return err
 	}
 	defer o.leave(r)
+	t := newTeller(o)
 	for i := range past {
-		if err := send(o.response(&past[i], f.snap)); err != nil {
+		if err := send(t.response(&past[i], f.snap)); err != nil {
 			return err
 		}
 	}
@@ -137,7 +147,7 @@ func (o *Observer) Monitor(ctx context.Context, req *agentv1.MonitorRequest, sen
 			}
 		}
 		for i := range batch {
-			if err := send(o.response(&batch[i], f.snap)); err != nil {
+			if err := send(t.response(&batch[i], f.snap)); err != nil {
 				return err
 			}
 		}
@@ -156,9 +166,9 @@ func (o *Observer) Monitor(ctx context.Context, req *agentv1.MonitorRequest, sen
 }
 
 // response turns a record into a message.
-func (o *Observer) response(rec *record, snap bool) *agentv1.MonitorResponse {
+func (t *teller) response(rec *record, snap bool) *agentv1.MonitorResponse {
 	if rec.agent != nil {
 		return &agentv1.MonitorResponse{Event: &agentv1.MonitorResponse_Agent{Agent: rec.agent}}
 	}
-	return &agentv1.MonitorResponse{Event: &agentv1.MonitorResponse_Flow{Flow: o.flow(rec, snap)}}
+	return &agentv1.MonitorResponse{Event: &agentv1.MonitorResponse_Flow{Flow: t.flow(rec, snap)}}
 }

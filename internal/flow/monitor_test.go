@@ -48,7 +48,7 @@ func listen(t *testing.T, o *Observer, req *agentv1.MonitorRequest) (wait func(n
 }
 
 // joined waits until n readers are registered.
-func joined(t *testing.T, o *Observer, n int) {
+func joined(t testing.TB, o *Observer, n int) {
 	t.Helper()
 	for t.Context().Err() == nil {
 		o.mu.Lock()
@@ -290,11 +290,12 @@ func BenchmarkHandle(b *testing.B) {
 
 func BenchmarkFlow(b *testing.B) {
 	o := observer(b, starwars(b))
+	tell := newTeller(o)
 	rec := &record{event: *story("10.0.0.6", "10.0.0.7", nil)}
 	var f *flowpb.Flow
 	b.ReportAllocs()
 	for b.Loop() {
-		f = o.flow(rec, false)
+		f = tell.flow(rec, false)
 	}
 	_ = Line(f, false)
 }

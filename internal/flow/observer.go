@@ -26,8 +26,8 @@ const DefaultSize = 4095
 
 // Limits that keep memory bounded however many readers come and however slowly they read.
 const (
-	maxReaders = 16
-	queueSize  = 4096 // per reader and class of event, 40 ms of the 100k events a second that a node can make
+	maxReaders = 8
+	queueSize  = 16384 // per reader and class of event: 160 ms of the 100k events a second that a node can make
 )
 
 // Resolver turns the numbers of an event into names. Its methods are called while a reader is served, never while an
@@ -51,7 +51,7 @@ type Observer struct {
 	resolver Resolver
 	clock    func() (wall time.Time, mono uint64)
 	uuid     [8]byte // tells this observer's events from those of another run
-	queue    int     // capacity of each of a reader's queues
+	queue    int     // most records in each of a reader's queues
 
 	mu      sync.Mutex
 	ring    []record
