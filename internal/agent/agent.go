@@ -101,7 +101,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if a.store, err = kvstore.Dial(room("kvstore"), storeCfg); err != nil {
 		return err
 	}
-	defer a.store.Close()
+	run.atEnd("store client", a.store.Close)
 
 	// the deciders
 	a.db = state.New()
@@ -130,7 +130,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	defer a.datapath.Close()
+	run.atEnd("datapath handles", a.datapath.Close)
 
 	// what was there before: it goes on as it was until the policies below are in force
 	began = time.Now()
@@ -221,6 +221,5 @@ func (a *agent) policyChanged(source string, took time.Duration, changed []polic
 	if err != nil {
 		return // whoever asked for the change is told
 	}
-	a.log.Info("policies in force", "rev", revision, "changed", len(changed), "source", source, "took", took)
 	a.observer.Announce(&agentv1.AgentEvent{Type: "policy-changed", Text: fmt.Sprintf("revision %d: %v", revision, changed)})
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -41,12 +42,11 @@ func (a *api) ListIPs(context.Context, *agentv1.ListIPsRequest) (*agentv1.Table,
 	who := slices.Index(columns, "IDENTITY")
 	for i, r := range rows {
 		name, ls := "", ""
-		if addr, err := netip.ParseAddr(r[0]); err == nil {
-			name = a.NameByAddr(addr)
+		if p, err := netip.ParsePrefix(r[0]); err == nil && p.IsSingleIP() {
+			name = a.NameByAddr(p.Addr())
 		}
-		var id uint32
 		if who >= 0 {
-			if _, err := fmt.Sscan(r[who], &id); err == nil {
+			if id, err := strconv.ParseUint(r[who], 10, 32); err == nil {
 				ls = a.IdentityLabels(identity.ID(id)).String()
 			}
 		}

@@ -52,6 +52,20 @@ func (s *stack) start(name string, f func(context.Context) error) {
 	}()
 }
 
+// atEnd calls f when everything that was started later has stopped.
+func (s *stack) atEnd(name string, f func() error) {
+	r := &running{name, nil, make(chan struct{})}
+	r.cancel = func() {
+		defer close(r.done)
+		if err := f(); err != nil {
+			s.log.Warn("closing", "part", name, "err", err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running = append(s.running, r)
+}
+
 // wait returns when the agent is to stop, or with the first failure.
 func (s *stack) wait() error {
 	select {

@@ -41,11 +41,18 @@ func (c *zapCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 
 func (c *zapCore) Sync() error { return nil }
 
-// expected names the two warnings of every start: one socket for everything, and token signing, which only matters to
-// users of etcd's own passwords.
+// expected names what etcd reports as wrong at every start, or at the first one of an empty store, and is not: one socket
+// for everything, token signing, which only matters to users of etcd's own passwords, and a version that is written a
+// moment later.
 func expected(message string) bool {
-	return message == "Running http and grpc server on single port. This is not recommended for production." ||
-		message == "simple token is not cryptographically signed"
+	switch message {
+	case "Running http and grpc server on single port. This is not recommended for production.",
+		"simple token is not cryptographically signed",
+		"Failed to detect schema version",
+		"failed to update storage version":
+		return true
+	}
+	return false
 }
 
 // secretField names what etcd might log of a client's credentials.
