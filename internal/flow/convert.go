@@ -44,8 +44,6 @@ func (t *teller) flow(rec *record, snap bool) *flowpb.Flow {
 		Destination:      t.side(dst, ev.DstEP, ev.DstIdentity, at),
 		Type:             flowpb.FlowType_L3_L4,
 		NodeName:         t.o.resolver.NodeName(),
-		SourceNames:      t.names(src),
-		DestinationNames: t.names(dst),
 		EventType:        &flowpb.CiliumEventType{Type: int32(ev.Type)},
 		TrafficDirection: flowpb.TrafficDirection(ev.Direction),
 		TraceReason:      flowpb.TraceReason(ev.Status),
@@ -53,6 +51,7 @@ func (t *teller) flow(rec *record, snap bool) *flowpb.Flow {
 		Summary:          t.summary(ev),
 		PorinLength:      ev.Len,
 	}
+	f.SourceNames, f.DestinationNames = t.names(src, f.GetSource()), t.names(dst, f.GetDestination())
 	switch ev.Type {
 	case eventDrop:
 		f.EventType.SubType = int32(ev.Reason)

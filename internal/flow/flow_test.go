@@ -53,6 +53,9 @@ func (n names) NameByAddr(a netip.Addr) string {
 	if a == netip.MustParseAddr("203.0.113.9") {
 		return "www.example.org"
 	}
+	if e, ok := n.EndpointByAddr(a); ok {
+		return e.Name()
+	}
 	return ""
 }
 func (n names) Explain(c policy.Cookie) []policy.RuleRef { return n.rules[c] }

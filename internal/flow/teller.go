@@ -95,8 +95,9 @@ func (t *teller) text(a netip.Addr) string {
 	return s
 }
 
-func (t *teller) names(a netip.Addr) []string {
-	if !a.IsValid() {
+// names says what else the owner of an address is called, where no pod's name says it.
+func (t *teller) names(a netip.Addr, side *flowpb.Endpoint) []string {
+	if !a.IsValid() || side.GetPodName() != "" {
 		return nil
 	}
 	if n := t.o.resolver.NameByAddr(a); n != "" {
