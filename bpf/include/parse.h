@@ -27,6 +27,7 @@ static __noinline enum verdict parse_options(struct __sk_buff *ctx, struct packe
 		sum += opt.word[n];
 	if (csum_fold(sum))
 		return drop(p, DROP_INVALID_PACKET);
+#pragma clang loop unroll(disable)
 	for (__u32 n = 0; n < sizeof(opt); n++) {
 		__u8 kind, size;
 
@@ -101,6 +102,7 @@ static __noinline enum verdict parse_exthdrs(struct __sk_buff *ctx, struct packe
 	__u8 next = p->proto;
 	bool fragmented = false;
 
+#pragma clang loop unroll(disable)
 	for (int i = 0; i < EXTHDR_MAX; i++) {
 		__u8 h[8];
 		__u32 len;

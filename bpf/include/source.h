@@ -28,7 +28,8 @@ static __always_inline enum verdict source_address(struct __sk_buff *ctx, struct
 {
 	if (p->ethertype == bpf_htons(ETH_P_ARP))
 		return neigh_arp(ctx, p, ep);
-	if (addr_equal(&p->src, p->flags & PF_V4 ? &ep->v4 : &ep->v6)) {
+	/* A pod without an address of the family has the zero one in its row. */
+	if (addr_equal(&p->src, p->flags & PF_V4 ? &ep->v4 : &ep->v6) && !addr_zero(&p->src)) {
 		p->flags |= PF_OWN;
 		return NEXT;
 	}
