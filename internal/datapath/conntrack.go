@@ -147,11 +147,7 @@ func (d *Datapath) sweepNat(now uint64) error {
 		if err != nil {
 			return err
 		}
-		if !ok {
-			live--
-			continue
-		}
-		if e.Used >= settled {
+		if !ok || e.Used >= settled { // gone with its partner, or in use again
 			continue
 		}
 		if k.Dir == 1 {

@@ -327,19 +327,33 @@ func (d *Datapath) DeviceIndex(name string) (ifindex int, ok bool) {
 
 // ifindexOf asks for one device where net.InterfaceByName would list them all.
 func ifindexOf(name string) (int, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, fmt.Errorf("socket: %w", err)
-	}
-	defer unix.Close(fd)
 	req, err := unix.NewIfreq(name)
 	if err != nil {
 		return 0, fmt.Errorf("device name %q: %w", name, err)
 	}
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, req); err != nil {
+	if err := askDevice(unix.SIOCGIFINDEX, req); err != nil {
 		return 0, fmt.Errorf("device %s: %w", name, err)
 	}
 	return int(req.Uint32()), nil
+}
+
+// present tells whether a device exists; in doubt it does.
+func present(ifindex int) bool {
+	req, err := unix.NewIfreq("")
+	if err != nil {
+		return true
+	}
+	req.SetUint32(uint32(ifindex))
+	return !errors.Is(askDevice(unix.SIOCGIFNAME, req), unix.ENODEV)
+}
+
+func askDevice(what uint, req *unix.Ifreq) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	defer unix.Close(fd)
+	return unix.IoctlIfreq(fd, what, req)
 }
 
 // DeleteDevice removes the veth pair; no error if it is gone.

@@ -3,7 +3,6 @@ package datapath
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"time"
 
@@ -29,7 +28,7 @@ func (d *Datapath) restoreAttachments() error {
 		return err
 	}
 	for ifindex, row := range rows {
-		if _, err := net.InterfaceByIndex(int(ifindex)); err == nil {
+		if present(int(ifindex)) {
 			d.attached[ifindex] = &attachment{row: row}
 			continue
 		}
@@ -274,7 +273,7 @@ func (d *Datapath) Commit() error {
 	d.mu.Lock()
 	err := d.bumpEpoch()
 	d.mu.Unlock()
-	d.poke()
+	poke(d.committed)
 	return err
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -15,17 +17,21 @@ import (
 // eventHead is the least that an event record holds: everything before the packet's bytes.
 const eventHead = int(unsafe.Offsetof(bpf.Event{}.Snap))
 
-// Events calls f with every event of the ring until ctx ends. The event is valid during the call only; nothing is allocated
-// per event. One reader at a time.
+// Events calls f with every event of the ring until ctx ends or the datapath is closed. The event is valid during the call
+// only; nothing is allocated per event. One reader at a time.
 func (d *Datapath) Events(ctx context.Context, f func(*bpf.Event)) error {
-	stop := context.AfterFunc(ctx, func() { d.reader.Close() })
+	d.reader.SetDeadline(time.Time{})
+	stop := context.AfterFunc(ctx, func() { d.reader.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	var rec ringbuf.Record
 	var ev bpf.Event
 	for {
 		if err := d.reader.ReadInto(&rec); err != nil {
-			if errors.Is(err, ringbuf.ErrClosed) {
+			if errors.Is(err, ringbuf.ErrClosed) || ctx.Err() != nil {
 				return nil
+			}
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				continue
 			}
 			return fmt.Errorf("read ring of events: %w", err)
 		}

@@ -238,11 +238,11 @@ func (h *hooks) keepOnly(uplinks []int) error {
 
 // check attaches again what somebody took away, forgets hooks of devices that are gone and pins again what lost its pin.
 // It returns the hooks that it repaired.
-func (h *hooks) check(present func(ifindex int) bool) (repaired []hook, err error) {
+func (h *hooks) check() (repaired []hook, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for k, l := range h.links {
-		if !present(k.ifindex) {
+		if (l == nil || !alive(l)) && !present(k.ifindex) {
 			if l != nil {
 				l.Close()
 				_ = os.Remove(filepath.Join(h.dir.links(), k.pinName()))

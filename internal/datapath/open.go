@@ -46,7 +46,8 @@ type Datapath struct {
 	lost     atomic.Uint64 // events that could not be read; the programs' own losses are in the map
 
 	fallbacks []string
-	kick      chan struct{} // something on the host changed, or a commit wants its pruning
+	news      chan struct{} // something on the host changed
+	committed chan struct{} // a commit wants its pruning
 
 	settingsTurn sync.Mutex // one writer of the settings row at a time
 
@@ -152,7 +153,8 @@ func newDatapath(log *slog.Logger, cfg Config, dir layoutDir, ms map[string]*ebp
 		nat:       tableOf[bpf.NatKey, bpf.NatEntry](ms, mapNat),
 		settings:  tableOf[uint32, bpf.Settings](ms, mapSettings),
 		epoch:     tableOf[uint32, uint32](ms, mapEpoch),
-		kick:      make(chan struct{}, 1),
+		news:      make(chan struct{}, 1),
+		committed: make(chan struct{}, 1),
 		attached:  map[uint32]*attachment{},
 		hosts:     map[bpf.Addr]struct{}{},
 	}
@@ -260,10 +262,10 @@ func (d *Datapath) Fallbacks() []string { return slices.Clone(d.fallbacks) }
 // Alarms returns what a person must see: full maps, locked endpoints, broken links.
 func (d *Datapath) Alarms() []string { return d.alarms.list() }
 
-// poke makes Run look at the host at once.
-func (d *Datapath) poke() {
+// poke tells whoever waits on ch, now or later, that there is something to do.
+func poke(ch chan struct{}) {
 	select {
-	case d.kick <- struct{}{}:
+	case ch <- struct{}{}:
 	default:
 	}
 }

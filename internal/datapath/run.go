@@ -49,7 +49,7 @@ func (d *Datapath) watchHost(ctx context.Context) error {
 				}
 			case _, open = <-routes:
 			}
-			d.poke()
+			poke(d.news)
 		}
 		close(done)
 		go drain(addrs)
@@ -65,10 +65,15 @@ func drain[T any](ch <-chan T) {
 	}
 }
 
+// settleTime is how long the host must be quiet before it is looked at; a host that never is has the regular look.
+const settleTime = 50 * time.Millisecond
+
 // keepHost looks at the host after news and every CheckInterval, and prunes when something is due.
 func (d *Datapath) keepHost(ctx context.Context) error {
 	tick := time.NewTicker(d.cfg.CheckInterval)
 	defer tick.Stop()
+	settle := time.NewTimer(settleTime)
+	defer settle.Stop()
 	prune := time.NewTimer(d.cfg.Grace)
 	defer prune.Stop()
 	for {
@@ -77,8 +82,11 @@ func (d *Datapath) keepHost(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			d.check()
-		case <-d.kick:
+		case <-d.news:
+			settle.Reset(settleTime) // news come in swarms
+		case <-settle.C:
 			d.check()
+		case <-d.committed:
 			prune.Reset(d.cfg.Grace)
 		case <-prune.C:
 			switch next, err := d.prune(time.Now()); {
@@ -120,15 +128,7 @@ func (d *Datapath) check() {
 }
 
 func (d *Datapath) checkPrograms() error {
-	devices, err := listAll(netlink.LinkList)
-	if err != nil {
-		return fmt.Errorf("list devices: %w", err)
-	}
-	present := make(map[int]bool, len(devices))
-	for _, l := range devices {
-		present[l.Attrs().Index] = true
-	}
-	repaired, err := d.hooks.check(func(i int) bool { return present[i] })
+	repaired, err := d.hooks.check()
 	for _, k := range repaired {
 		d.log.Warn("program or its pin was taken away and is back", "program", k.prog, "ifindex", k.ifindex)
 	}
