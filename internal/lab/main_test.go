@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"testing"
@@ -13,7 +14,10 @@ func TestMain(m *testing.M) {
 		cmd.SetArgs(os.Args[2:])
 		if err := cmd.Execute(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+			if ee, ok := errors.AsType[*ExitError](err); ok {
+				os.Exit(ee.ExitCode())
+			}
+			os.Exit(3)
 		}
 		return
 	}

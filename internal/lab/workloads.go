@@ -24,6 +24,9 @@ import (
 // parallelADDs is how many workloads are attached at once: like a kubelet that starts a node's pods.
 const parallelADDs = 4
 
+// listenWait is how long a workload's own program is given to listen.
+const listenWait = time.Second
+
 // buildWorkload makes a workload's network namespace and starts its built-in servers, before it has an address: a
 // server that is there first misses no packet.
 func (l *Lab) buildWorkload(ctx context.Context, w pod) error {
@@ -192,7 +195,7 @@ func (l *Lab) startProgram(ctx context.Context, w pod) error {
 	// error at once was a mistake.
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for time.Since(t0) < 2*time.Second && !listens(proc.PID) {
+	for time.Since(t0) < listenWait && !listens(proc.PID) {
 		select {
 		case err := <-ended:
 			if err != nil {
