@@ -204,7 +204,8 @@ func icmpName(six bool, typ, code uint32) string {
 	if six {
 		names = map[uint32]string{
 			1: "DestinationUnreachable", 2: "PacketTooBig", 3: "TimeExceeded", 4: "ParameterProblem",
-			128: "EchoRequest", 129: "EchoReply", 133: "RouterSolicitation", 134: "RouterAdvertisement",
+			128: "EchoRequest", 129: "EchoReply", 130: "MulticastListenerQuery", 131: "MulticastListenerReport",
+			132: "MulticastListenerDone", 143: "MulticastListenerReport", 133: "RouterSolicitation", 134: "RouterAdvertisement",
 			135: "NeighborSolicitation", 136: "NeighborAdvertisement", 137: "Redirect",
 		}
 	}

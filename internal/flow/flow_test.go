@@ -165,6 +165,12 @@ func TestLine(t *testing.T) {
 			want: "ALLOWED ingress reserved:host 10.0.0.1 -> default/deathstar{class=deathstar} 10.0.0.7 ICMPv4 EchoRequest: ingress allowed by default/allow-empire ingress[0]",
 		},
 		{
+			name: "from the unspecified address", ev: story("::", "ff02::16", func(ev *bpf.Event) {
+				*ev = bpf.Event{Time: ev.Time, Type: eventDrop, Reason: 132, SrcEP: 12, SrcIdentity: 1002, Direction: 2, Src: ev.Src, Dst: ev.Dst, Proto: 58, Sport: bpf.PortFrom(143)}
+			}),
+			want: "DROPPED egress default/xwing{class=xwing} :: -> unknown ff02::16 ICMPv6 MulticastListenerReport: Invalid source ip (INVALID_SOURCE_IP, 132)",
+		},
+		{
 			name: "forged ARP has no IP header", ev: story("10.0.0.6", "10.0.0.7", func(ev *bpf.Event) {
 				*ev = bpf.Event{Time: ev.Time, Type: eventDrop, Reason: 220, SrcEP: 12, SrcIdentity: 1002, Direction: 2}
 			}),

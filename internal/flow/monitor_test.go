@@ -117,6 +117,20 @@ func TestFilters(t *testing.T) {
 	}
 }
 
+// An announcement without a time is of now.
+func TestAnnounceNow(t *testing.T) {
+	o := observer(t, starwars(t))
+	o.Announce(&agentv1.AgentEvent{Type: "agent-started", Text: "it serves"})
+	var got []string
+	err := o.Monitor(t.Context(), &agentv1.MonitorRequest{Last: 1, PastOnly: true}, func(m *agentv1.MonitorResponse) error {
+		got = append(got, m.GetAgent().GetTime().AsTime().Format("2006-01-02 15:04")+" "+m.GetAgent().GetType())
+		return nil
+	})
+	if err != nil || len(got) != 1 || got[0] != "2026-11-21 10:00 agent-started" {
+		t.Errorf("announced %q, %v", got, err)
+	}
+}
+
 func TestBadRequests(t *testing.T) {
 	for _, c := range []struct {
 		req  *agentv1.MonitorRequest

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "porin/api/agent/v1"
 	"porin/bpf"
@@ -118,8 +119,12 @@ func (o *Observer) Handle(ev *bpf.Event) {
 	o.mu.Unlock()
 }
 
-// Announce takes in something that the agent did.
+// Announce takes in something that the agent did, now if ev does not say when.
 func (o *Observer) Announce(ev *agentv1.AgentEvent) {
+	if ev.GetTime() == nil {
+		now, _ := o.clock()
+		ev = &agentv1.AgentEvent{Time: timestamppb.New(now), Type: ev.GetType(), Text: ev.GetText()}
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	rec := o.next()

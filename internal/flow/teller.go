@@ -76,11 +76,16 @@ func (t *teller) ip(src, dst netip.Addr) *flowpb.IP {
 	if !src.IsValid() && !dst.IsValid() {
 		return nil
 	}
-	out := &flowpb.IP{IpVersion: flowpb.IPVersion_IPv6, Source: t.text(src), Destination: t.text(dst)}
 	if src.Is4() || dst.Is4() {
-		out.IpVersion = flowpb.IPVersion_IPv4
+		return &flowpb.IP{IpVersion: flowpb.IPVersion_IPv4, Source: t.text(src), Destination: t.text(dst)}
 	}
-	return out
+	// The kernel's zero address means none, but beside an IPv6 address it is the unspecified one: "::".
+	for _, a := range []*netip.Addr{&src, &dst} {
+		if !a.IsValid() {
+			*a = netip.IPv6Unspecified()
+		}
+	}
+	return &flowpb.IP{IpVersion: flowpb.IPVersion_IPv6, Source: t.text(src), Destination: t.text(dst)}
 }
 
 func (t *teller) text(a netip.Addr) string {

@@ -51,7 +51,6 @@ type Metrics struct {
 	logged         *prometheus.CounterVec
 	kvstore        *prometheus.HistogramVec
 	implementation *prometheus.HistogramVec
-	ipam           *prometheus.CounterVec
 }
 
 // New returns the metrics of a running agent of that version.
@@ -61,9 +60,9 @@ func New(src Sources, version string) *Metrics {
 		registry: prometheus.NewRegistry(),
 		policyChanges: counter("policy_change_total", "Changes of policy that were asked for, by outcome (success, fail).",
 			"outcome"),
-		regenerations: counter("endpoint_regenerations_total", "Times that an endpoint's policy was made equal to the rules, by outcome (success, fail).",
+		regenerations: counter("endpoint_regenerations_total", "Times that an endpoint was made equal to the rules in the kernel, by outcome (success, fail).",
 			"outcome"),
-		regeneration: histogram("endpoint_regeneration_time_stats_seconds", "How long parts of an endpoint's regeneration took, by part (scope) and status (success, failure).",
+		regeneration: histogram("endpoint_regeneration_time_stats_seconds", "How long parts of an endpoint's regeneration took in the kernel, by part (scope: device, subject, endpoint, commit) and status (success, failure).",
 			seconds, "scope", "status"),
 		bootstrap: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: namespace, Name: "agent_bootstrap_seconds",
@@ -71,19 +70,17 @@ func New(src Sources, version string) *Metrics {
 		}, []string{"scope", "outcome"}),
 		logged: counter("errors_warnings_total", "Errors and warnings in the agent's log, by level and subsystem.",
 			"level", "subsystem"),
-		kvstore: histogram("kvstore_operations_duration_seconds", "How long operations of the key-value store took, by scope, kind, action and outcome (success, fail).",
+		kvstore: histogram("kvstore_operations_duration_seconds", "How long operations of the key-value store took, by scope (identities), kind (write), action (allocate, release) and outcome (success, fail).",
 			seconds, "scope", "kind", "action", "outcome"),
 		implementation: histogram("policy_implementation_delay_seconds", "Time from asking for a change of policy until every endpoint enforced it, by source of the policy.",
 			seconds, "source"),
-		ipam: counter("ipam_events_total", "Addresses handed out and taken back, by action (allocate, release) and family (ipv4, ipv6).",
-			"action", "family"),
 	}
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "version", Help: "1, with the agent's version as a label.",
 	}, []string{"version"})
 	build.WithLabelValues(version).Set(1)
 	m.registry.MustRegister(
-		m.policyChanges, m.regenerations, m.regeneration, m.bootstrap, m.logged, m.kvstore, m.implementation, m.ipam,
+		m.policyChanges, m.regenerations, m.regeneration, m.bootstrap, m.logged, m.kvstore, m.implementation,
 		build, newCollector(src),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{Namespace: namespace}),
@@ -119,31 +116,9 @@ func (m *Metrics) PolicyChanged(source string, d time.Duration, err error) {
 	}
 }
 
-// Regenerated counts one part of an endpoint's regeneration; scope total is the whole of it.
-func (m *Metrics) Regenerated(scope string, d time.Duration, err error) {
-	status := "success"
-	if err != nil {
-		status = "failure"
-	}
-	m.regeneration.WithLabelValues(scope, status).Observe(d.Seconds())
-	if scope == "total" {
-		m.regenerations.WithLabelValues(outcome(err)).Inc()
-	}
-}
-
 // Bootstrapped says how long a part of the agent's start took; scope overall is the whole of it.
 func (m *Metrics) Bootstrapped(scope string, d time.Duration, err error) {
 	m.bootstrap.WithLabelValues(scope, outcome(err)).Set(d.Seconds())
-}
-
-// Stored counts one operation of the key-value store, for example ("identities", "update", "allocate").
-func (m *Metrics) Stored(scope, kind, action string, d time.Duration, err error) {
-	m.kvstore.WithLabelValues(scope, kind, action, outcome(err)).Observe(d.Seconds())
-}
-
-// Addressed counts an address handed out (allocate) or taken back (release) of family ipv4 or ipv6.
-func (m *Metrics) Addressed(action, family string) {
-	m.ipam.WithLabelValues(action, family).Inc()
 }
 
 // Rows returns every sample whose name contains pattern: name, labels, value. A histogram gives its sum and count.

@@ -19,6 +19,7 @@ import (
 	"porin/internal/endpoint"
 	"porin/internal/identity"
 	"porin/internal/ipam"
+	"porin/internal/policy"
 )
 
 // node is a node with one isolated and one open endpoint, some drops and a nearly full map.
@@ -52,12 +53,78 @@ func (node) FlowEvents() map[[2]uint8]uint64 {
 	return map[[2]uint8]uint64{{5, 0}: 3, {4, 1}: 9, {77, 1}: 1}
 }
 
+// kernel is a datapath that takes everything but endpoint 2; devices it cannot look at.
+type kernel struct{ endpoint.Datapath }
+
+func (kernel) CreateDevice(endpoint.Endpoint) (int, net.HardwareAddr, error) { return 7, nil, nil }
+func (kernel) PutSubject(*policy.Subject) error                              { return nil }
+func (kernel) Commit() error                                                 { return nil }
+func (kernel) WriteEndpoint(ep endpoint.Endpoint) error {
+	if ep.ID == 2 {
+		return errors.New("map is full")
+	}
+	return nil
+}
+
+// survivor is one that has everything that a datapath may have.
+type survivor struct{ kernel }
+
+func (survivor) Survivors() ([]endpoint.Endpoint, error) { return make([]endpoint.Endpoint, 3), nil }
+func (survivor) Devices() ([]string, error)              { return nil, nil }
+func (survivor) CheckDevice(endpoint.Endpoint) error     { return errors.New("no such device") }
+
+// store gives out one number and takes none back.
+type store struct{ identity.Store }
+
+func (store) Allocate(context.Context, string) (identity.ID, error) { return 300, nil }
+func (store) Release(context.Context, string, identity.ID) error    { return errors.New("no answer") }
+
+// work does a little of everything that is measured.
+func work(t *testing.T, m *Metrics) {
+	t.Helper()
+	d := m.Datapath(survivor{})
+	if i, _, err := d.CreateDevice(endpoint.Endpoint{ID: 1}); i != 7 || err != nil {
+		t.Errorf("device = %d, %v", i, err)
+	}
+	for _, err := range []error{d.PutSubject(nil), d.WriteEndpoint(endpoint.Endpoint{ID: 1}), d.Commit()} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if err := d.WriteEndpoint(endpoint.Endpoint{ID: 2}); err == nil {
+		t.Error("the error of the datapath is lost")
+	}
+	s := m.Store(store{})
+	if id, err := s.Allocate(t.Context(), "k8s:a=b;"); id != 300 || err != nil {
+		t.Errorf("identity = %d, %v", id, err)
+	}
+	if err := s.Release(t.Context(), "k8s:a=b;", 300); err == nil {
+		t.Error("the error of the store is lost")
+	}
+}
+
+// What a datapath can do besides must not be hidden by measuring it, nor be pretended.
+func TestMeasuringHidesNothing(t *testing.T) {
+	m := New(node{}, "1.2.3")
+	d := m.Datapath(survivor{})
+	if s, ok := d.(endpoint.Survivors); !ok {
+		t.Error("survivors are hidden")
+	} else if eps, err := s.Survivors(); len(eps) != 3 || err != nil {
+		t.Errorf("survivors = %v, %v", eps, err)
+	}
+	if c, ok := d.(endpoint.Checker); !ok || c.CheckDevice(endpoint.Endpoint{}) == nil {
+		t.Error("the check of a device is hidden")
+	}
+	if _, ok := m.Datapath(kernel{}).(endpoint.Checker); ok {
+		t.Error("pretends that it can check a device")
+	}
+}
+
 func TestFigures(t *testing.T) {
 	m := New(node{}, "1.2.3")
 	m.PolicyChanged("api", time.Millisecond, nil)
 	m.PolicyChanged("api", time.Millisecond, errors.New("line 3: no such field"))
-	m.Regenerated("total", time.Millisecond, nil)
-	m.Regenerated("policy", time.Millisecond, nil)
+	work(t, m)
 	_, rows, err := m.Rows("porin_")
 	if err != nil {
 		t.Fatal(err)
@@ -73,28 +140,35 @@ func TestFigures(t *testing.T) {
 		`porin_endpoint_state endpoint_state="creating"`:                 "0",
 		`porin_policy_endpoint_enforcement_status enforcement="ingress"`: "1",
 		`porin_policy_endpoint_enforcement_status enforcement="none"`:    "2",
-		`porin_policy`:                                                                         "2",
-		`porin_policy_max_revision`:                                                            "7",
-		`porin_identity type="reserved"`:                                                       "10",
-		`porin_identity type="cluster_local"`:                                                  "1",
-		`porin_identity type="node_local"`:                                                     "1",
-		`porin_ip_addresses family="ipv4"`:                                                     "3",
-		`porin_ipam_capacity family="ipv4"`:                                                    "253",
-		`porin_forward_count_total direction="INGRESS"`:                                        "10",
-		`porin_forward_bytes_total direction="EGRESS"`:                                         "2000",
-		`porin_drop_count_total direction="INGRESS" reason="Policy denied"`:                    "3",
-		`porin_drop_bytes_total direction="NONE" reason="Invalid source ip"`:                   "60",
-		`porin_bpf_map_pressure map_name="conntrack"`:                                          "0.9",
-		`porin_bpf_map_capacity map_name="conntrack"`:                                          "1000",
-		`porin_lost_events_total source="kernel"`:                                              "4",
-		`porin_flows_processed_total type="policy-verdict" verdict="deny"`:                     "3",
-		`porin_flows_processed_total type="type(77)" verdict="allow"`:                          "1",
-		`porin_policy_change_total outcome="success"`:                                          "1",
-		`porin_policy_change_total outcome="fail"`:                                             "1",
-		`porin_endpoint_regenerations_total outcome="success"`:                                 "1",
-		`porin_policy_implementation_delay_seconds_count source="api"`:                         "1",
-		`porin_endpoint_regeneration_time_stats_seconds_count scope="policy" status="success"`: "1",
-		`porin_version version="1.2.3"`:                                                        "1",
+		`porin_policy`:                                                                                                        "2",
+		`porin_policy_max_revision`:                                                                                           "7",
+		`porin_identity type="reserved"`:                                                                                      "10",
+		`porin_identity type="cluster_local"`:                                                                                 "1",
+		`porin_identity type="node_local"`:                                                                                    "1",
+		`porin_ip_addresses family="ipv4"`:                                                                                    "3",
+		`porin_ipam_capacity family="ipv4"`:                                                                                   "253",
+		`porin_forward_count_total direction="INGRESS"`:                                                                       "10",
+		`porin_forward_bytes_total direction="EGRESS"`:                                                                        "2000",
+		`porin_drop_count_total direction="INGRESS" reason="Policy denied"`:                                                   "3",
+		`porin_drop_bytes_total direction="NONE" reason="Invalid source ip"`:                                                  "60",
+		`porin_bpf_map_pressure map_name="conntrack"`:                                                                         "0.9",
+		`porin_bpf_map_capacity map_name="conntrack"`:                                                                         "1000",
+		`porin_lost_events_total source="kernel"`:                                                                             "4",
+		`porin_flows_processed_total type="policy-verdict" verdict="deny"`:                                                    "3",
+		`porin_flows_processed_total type="type(77)" verdict="allow"`:                                                         "1",
+		`porin_policy_change_total outcome="success"`:                                                                         "1",
+		`porin_policy_change_total outcome="fail"`:                                                                            "1",
+		`porin_endpoint_regenerations_total outcome="success"`:                                                                "1",
+		`porin_policy_implementation_delay_seconds_count source="api"`:                                                        "1",
+		`porin_endpoint_regenerations_total outcome="fail"`:                                                                   "1",
+		`porin_endpoint_regeneration_time_stats_seconds_count scope="endpoint" status="success"`:                              "1",
+		`porin_endpoint_regeneration_time_stats_seconds_count scope="endpoint" status="failure"`:                              "1",
+		`porin_endpoint_regeneration_time_stats_seconds_count scope="device" status="success"`:                                "1",
+		`porin_endpoint_regeneration_time_stats_seconds_count scope="subject" status="success"`:                               "1",
+		`porin_endpoint_regeneration_time_stats_seconds_count scope="commit" status="success"`:                                "1",
+		`porin_kvstore_operations_duration_seconds_count action="allocate" kind="write" outcome="success" scope="identities"`: "1",
+		`porin_kvstore_operations_duration_seconds_count action="release" kind="write" outcome="fail" scope="identities"`:     "1",
+		`porin_version version="1.2.3"`:                                                                                       "1",
 	} {
 		if got[key] != want {
 			t.Errorf("%s = %q, want %s", key, got[key], want)
@@ -109,9 +183,7 @@ func TestFigures(t *testing.T) {
 func TestNames(t *testing.T) {
 	m := New(node{}, "1.2.3")
 	m.Bootstrapped("overall", time.Second, nil)
-	m.Stored("identities", "update", "allocate", time.Millisecond, nil)
-	m.Addressed("allocate", "ipv4")
-	m.Regenerated("total", time.Millisecond, nil)
+	work(t, m)
 	slog.New(m.Count(slog.DiscardHandler)).Error("not counted: discarded")
 	slog.New(m.Count(slog.NewTextHandler(io.Discard, nil))).With(SubsystemKey, "datapath").Warn("map is full")
 	families, err := m.registry.Gather()
@@ -126,7 +198,7 @@ func TestNames(t *testing.T) {
 		"endpoint", "endpoint_state", "endpoint_regenerations_total", "endpoint_regeneration_time_stats_seconds",
 		"policy", "policy_max_revision", "policy_change_total", "policy_endpoint_enforcement_status", "identity",
 		"drop_count_total", "drop_bytes_total", "forward_count_total", "forward_bytes_total", "bpf_map_pressure",
-		"bpf_map_capacity", "lost_events_total", "flows_processed_total", "ipam_capacity", "ipam_events_total", "ip_addresses",
+		"bpf_map_capacity", "lost_events_total", "flows_processed_total", "ipam_capacity", "ip_addresses",
 		"agent_bootstrap_seconds", "version", "errors_warnings_total", "kvstore_operations_duration_seconds",
 		"process_resident_memory_bytes",
 	} {
