@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,25 +38,18 @@ func (p *policies) scan(ctx context.Context) error {
 	found, err := p.readFolder()
 	p.mu.Lock()
 	p.broken = err
-	known := make(map[string]watchedFile, len(p.files))
-	for path, f := range p.files {
-		known[path] = f
-	}
+	known := maps.Clone(p.files)
 	p.mu.Unlock()
 	if err != nil {
 		return err
 	}
 	var changes []fileChange
-	for _, path := range slices.Sorted(func(yield func(string) bool) {
-		for path := range known {
-			if _, there := found[path]; !there && !yield(path) {
-				return
-			}
+	for _, path := range slices.Sorted(maps.Keys(known)) {
+		if _, there := found[path]; !there {
+			changes = append(changes, fileChange{path: path, gone: true, del: known[path].refs})
 		}
-	}) {
-		changes = append(changes, fileChange{path: path, gone: true, del: known[path].refs})
 	}
-	for _, path := range sortedKeys(found) {
+	for _, path := range slices.Sorted(maps.Keys(found)) {
 		old := known[path]
 		c := fileChange{path: path}
 		var data []byte
@@ -281,13 +275,4 @@ func (p *policies) rewatch(ctx context.Context, news <-chan struct{}, stop func(
 	}
 	stop()
 	return p.watch(ctx)
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	out := make([]string, 0, len(m))
-	for k := range m {
-		out = append(out, k)
-	}
-	slices.Sort(out)
-	return out
 }

@@ -366,7 +366,7 @@ func (p *policies) Alarms() (out []string) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !held && p.beginErr != nil {
+	if !held && !p.begun && p.beginErr != nil {
 		out = append(out, fmt.Sprintf("saved policies are not in force: %v; endpoints keep the rules they have", p.beginErr))
 	}
 	if p.broken != nil {
