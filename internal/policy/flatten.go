@@ -18,9 +18,9 @@ import (
 // A piece of one port becomes an exact row, a longer one a range; a piece that says what the line above says already
 // becomes no row.
 type flattener struct {
-	cookies  *cookies
-	implicit Cookie // of what no statement decides; only used when !isolated
-	isolated bool
+	cookies *cookies
+	silence PortVerdict // where no statement decides
+	nothing PortVerdict // what the lack of a row means
 
 	levels []level // one per order, ascending
 	all    []*statement
@@ -53,12 +53,12 @@ func (f *flattener) table(sts []*statement) []Row {
 			ported = true
 		}
 	}
-	base, decided := f.judge()
-	if decided {
+	base := f.judge()
+	if base != f.nothing {
 		f.rows = append(f.rows, Row{AnyPort: true, Verdict: base})
 	}
 	if ported {
-		f.protocols(base, decided)
+		f.protocols(base)
 	}
 	slices.SortFunc(f.rows, compareRows)
 	return f.rows
@@ -114,26 +114,22 @@ func (l *level) list(e Effect) *ruleList {
 }
 
 // judge returns the verdict of the statements in force: the first level that has an opinion decides, deny before
-// allow before pass; pass skips the rest of its tier. decided is false where an isolated subject has no opinion: no
-// row says that.
-func (f *flattener) judge() (v PortVerdict, decided bool) {
+// allow before pass; pass skips the rest of its tier.
+func (f *flattener) judge() PortVerdict {
 	skip := uint32(0) // tiers up to this one are passed
 	for i := range f.levels {
 		l := &f.levels[i]
 		switch {
 		case l.order>>16 <= skip:
 		case l.deny.n > 0:
-			return PortVerdict{Action: verdict.Deny, ExplicitDeny: true, Cookie: f.cookie(l, EffectDeny)}, true
+			return PortVerdict{Action: verdict.Deny, ExplicitDeny: true, Cookie: f.cookie(l, EffectDeny)}
 		case l.allow.n > 0:
-			return PortVerdict{Action: verdict.Allow, Cookie: f.cookie(l, EffectAllow)}, true
+			return PortVerdict{Action: verdict.Allow, Cookie: f.cookie(l, EffectAllow)}
 		case l.pass.n > 0:
 			skip = l.order >> 16
 		}
 	}
-	if !f.isolated {
-		return PortVerdict{Action: verdict.Allow, Cookie: f.implicit}, true
-	}
-	return PortVerdict{}, false
+	return f.silence
 }
 
 // cookie names the statements in force of l that have the effect.
@@ -153,7 +149,7 @@ func (f *flattener) cookie(l *level, e Effect) Cookie {
 }
 
 // protocols adds the rows that hold for one protocol only.
-func (f *flattener) protocols(base PortVerdict, based bool) {
+func (f *flattener) protocols(base PortVerdict) {
 	var seen [256]bool
 	var protos []uint8
 	for _, s := range f.all {
@@ -181,12 +177,11 @@ func (f *flattener) protocols(base PortVerdict, based bool) {
 				}
 			}
 		}
-		general, ok := base, based
-		if v, decided := f.judge(); decided && (!based || v != base) {
-			general, ok = v, true
-			f.rows = append(f.rows, Row{Proto: proto, AnyPort: true, Verdict: v})
+		general := f.judge()
+		if general != base {
+			f.rows = append(f.rows, Row{Proto: proto, AnyPort: true, Verdict: general})
 		}
-		f.pieces(proto, general, ok)
+		f.pieces(proto, general)
 		for len(f.active) > common {
 			f.leave(f.active[len(f.active)-1])
 		}
@@ -201,7 +196,7 @@ func (p Port) covers(proto uint8) bool {
 }
 
 // pieces sweeps over the ports of a protocol and adds the rows that differ from the general verdict.
-func (f *flattener) pieces(proto uint8, general PortVerdict, based bool) {
+func (f *flattener) pieces(proto uint8, general PortVerdict) {
 	slices.SortFunc(f.events, func(a, b event) int { return cmp.Compare(a.port, b.port) })
 	from := len(f.rows)    // rows of this protocol's pieces
 	open, gap := -1, false // the range that may go on, and whether a port was missing since
@@ -220,8 +215,8 @@ func (f *flattener) pieces(proto uint8, general PortVerdict, based bool) {
 			break
 		}
 		last := f.events[i].port - 1
-		v, decided := f.judge()
-		if !decided || based && v == general {
+		v := f.judge()
+		if v == general {
 			gap = true // the general verdict: no row
 			continue
 		}

@@ -16,7 +16,7 @@ type resolved struct {
 	direction  verdict.Direction
 	isolated   bool
 	def        Cookie
-	implicit   Cookie
+	silence    PortVerdict // where no statement decides
 	statements []*statement
 	everyone   []*statement   // those for everyone
 	selections []*selection   // distinct, of the others
@@ -217,8 +217,9 @@ func (e *Engine) prepare(p plan) *resolved {
 	}
 	if p.isolated {
 		r.def = e.cookies.name(isolates...)
+		r.silence = PortVerdict{Action: verdict.Deny, Cookie: r.def}
 	} else {
-		r.implicit = e.cookies.name(p.open)
+		r.silence = PortVerdict{Action: verdict.Allow, Cookie: e.cookies.name(p.open)}
 	}
 	e.group(r)
 	r.other = e.flatten(r, r.everyone)
@@ -364,7 +365,7 @@ func (e *Engine) add(list, more []*statement) []*statement {
 }
 
 func (e *Engine) flatten(r *resolved, list []*statement) *Table {
-	e.flat.isolated, e.flat.implicit = r.isolated, r.implicit
+	e.flat.silence, e.flat.nothing = r.silence, PortVerdict{Action: verdict.Deny, Cookie: r.def}
 	rows := e.flat.table(list)
 	r.rows += len(rows)
 	return e.tables.intern(rows)
@@ -387,7 +388,7 @@ func (e *Engine) sweepNow() {
 				used[t] = true
 			}
 		}
-		cookies[r.def], cookies[r.implicit] = true, true
+		cookies[r.def], cookies[r.silence.Cookie] = true, true
 		for _, st := range r.statements {
 			ids[st.id] = true
 		}
