@@ -290,6 +290,6 @@ type Event struct {
 	Proto       uint8
 	TCPFlags    uint8
 	SnapLen     uint16
-	_           [6]byte
+	_           [10]byte
 	Snap        [EventSnap]byte
 }

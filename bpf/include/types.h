@@ -238,6 +238,6 @@ struct event {
 	__u8 proto;
 	__u8 tcp_flags;
 	__u16 snap_len; /* bytes of the packet in snap */
-	__u8 pad[6];
+	__u8 pad[10];
 	__u8 snap[EVENT_SNAP];
 };

@@ -145,7 +145,7 @@ func (n *node) routes() error {
 		if err != nil {
 			return fmt.Errorf("parse %s: %w", r.dst, err)
 		}
-		route := &netlink.Route{Dst: dst, LinkIndex: int(r.link), Type: r.kind, MTU: r.mtu, Gw: net.ParseIP(r.via)}
+		route := &netlink.Route{Dst: dst, LinkIndex: int(r.link), Type: r.kind, MTU: r.mtu, MTULock: r.mtu != 0, Gw: net.ParseIP(r.via)}
 		if r.via == "" {
 			route.Gw = nil
 			if r.kind == 0 {

@@ -27,7 +27,7 @@ import (
 //	settings [audit] [trace] [nomasq] [nomasqaddr] [nat=FIRST-LAST] [report=DURATION]
 //	epoch                              every cached verdict is stale
 //	advance DURATION                   flows grow older
-//	forget endpoint NAME | forget peer ADDR | forget MAP
+//	forget endpoint NAME | forget peer ADDR | forget MAP | forget ways-back
 //	socket tcp|udp ADDR:PORT           a socket of this host
 //	send PROGRAM [DEVICE] [mark=N] [priority=N] [gso=N] 'PACKET'
 //	want drop REASON | want peer|redirect|neigh DEVICE ['PACKET'] | want stack|host|reply ['PACKET']
@@ -364,6 +364,8 @@ func (s *story) forget(t testing.TB, args []string) error {
 		err = s.k.maps["endpoints"].Delete(s.k.node.pods[args[1]].Ifindex)
 	case "peer":
 		err = s.k.maps["peers"].Delete(bpf.AddrFrom(netip.MustParseAddr(args[1])))
+	case "ways-back":
+		return s.forgetWaysBack()
 	default:
 		m := s.k.maps[args[0]]
 		if m == nil {
@@ -372,6 +374,29 @@ func (s *story) forget(t testing.TB, args []string) error {
 		clearMap(t, args[0], m)
 	}
 	return err
+}
+
+// forgetWaysBack loses one half of every translation, as an LRU map may.
+func (s *story) forgetWaysBack() error {
+	m := s.k.maps["nat"]
+	var key bpf.NatKey
+	var back []bpf.NatKey
+	var row bpf.NatEntry
+	it := m.Iterate()
+	for it.Next(&key, &row) {
+		if key.Dir == 1 {
+			back = append(back, key)
+		}
+	}
+	if err := it.Err(); err != nil {
+		return err
+	}
+	for _, key := range back {
+		if err := m.Delete(key); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *story) socket(proto, at string) error {
