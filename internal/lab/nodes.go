@@ -294,8 +294,7 @@ func (l *Lab) startAgent(ctx context.Context, node string) error {
 	if err := os.WriteFile(file, b, 0o600); err != nil {
 		return fmt.Errorf("%s: write agent configuration: %w", node, err)
 	}
-	// a cgroup of its own, so that the agent's CPU time can be told from the workloads'
-	cg := filepath.Join(p.Cgroup, "agent")
+	cg := agentCgroup(p)
 	if err := space.NewCgroup(cg); err != nil {
 		return err
 	}
@@ -316,6 +315,9 @@ func (l *Lab) startAgent(ctx context.Context, node string) error {
 	l.tell.done(t0, "%s: agent ready", node)
 	return nil
 }
+
+// agentCgroup is the agent's own, so that its CPU time can be told from the workloads'. No workload is called "agent.".
+func agentCgroup(node place) string { return filepath.Join(node.Cgroup, "agent.") }
 
 // lastLines returns the last n lines of a log; "" if there are none.
 func lastLines(file string, n int) string {

@@ -1,0 +1,134 @@
+// Command bench measures porin against floors and peers in one run, prints a table and writes bench/latest.json.
+// It needs root and the binaries of `make build`. The unit is CPU time of every process involved wherever there is one:
+// wall-clock time on a shared machine says little. Figures that are compared are measured in turns, A-B-B-A.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"porin/internal/lab"
+	"porin/internal/lab/space"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "lab" { // started by ourselves, to hold a node or make load
+		cmd := lab.Command()
+		cmd.SetArgs(os.Args[2:])
+		if cmd.Execute() != nil {
+			os.Exit(1)
+		}
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// bench is one run.
+type bench struct {
+	pairs   int // A-B-B-A turns are two pairs
+	binDir  string
+	dir     string // of namespace files; shared with nodes made later
+	metrics results
+	notes   []string
+}
+
+// part measures a few metrics in scenes of its own.
+type part struct {
+	name    string
+	metrics []string
+	run     func(*bench, context.Context) error
+}
+
+func parts() []part {
+	return []part{
+		{"paths", []string{"pod_rr_cpu_vs_veth", "pod_crr_cpu_vs_veth", "pod_stream_cpu_vs_veth"}, (*bench).paths},
+		{"packets", []string{"established_packet_ns", "first_packet_ns", "policy_lookup_ns", "peer_lookup_ns"}, (*bench).packets},
+		{"cni", []string{"cni_add_cpu_ms", "programs_loaded_per_endpoint"}, (*bench).cni},
+	}
+}
+
+func run(ctx context.Context) (err error) {
+	var names, out, binDir string
+	b := &bench{metrics: results{}}
+	flag.StringVar(&names, "metrics", "", "measure only these, by comma (default: all)")
+	flag.StringVar(&out, "out", "bench/latest.json", "file for the results")
+	flag.StringVar(&binDir, "bin-dir", "bin", "folder of porin-agent and porin-cni")
+	flag.IntVar(&b.pairs, "pairs", 6, "pairs of measurements for each ratio, at least 5")
+	flag.Parse()
+	if err := space.RequireRoot("the benchmark"); err != nil {
+		return err
+	}
+	if b.pairs < 5 {
+		return fmt.Errorf("--pairs %d: at least 5, or the median means nothing", b.pairs)
+	}
+	if b.binDir, err = filepath.Abs(binDir); err != nil {
+		return fmt.Errorf("find the binaries: %w", err)
+	}
+	chosen, err := choose(names)
+	if err != nil {
+		return err
+	}
+	b.dir = fmt.Sprintf("/run/porin-bench-%d", os.Getpid())
+	if err := space.MakeDir(b.dir); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, space.RemoveDir(b.dir)) }()
+	for _, p := range chosen {
+		t0 := time.Now()
+		fmt.Fprintf(os.Stderr, "== %s\n", p.name)
+		if err := p.run(b, ctx); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		fmt.Fprintf(os.Stderr, "== %s took %s\n", p.name, time.Since(t0).Round(100*time.Millisecond))
+	}
+	if err := b.metrics.table(os.Stdout); err != nil {
+		return err
+	}
+	for _, n := range b.notes {
+		fmt.Println("note:", n)
+	}
+	return b.metrics.write(ctx, out)
+}
+
+// choose returns the parts that have the metrics named.
+func choose(names string) ([]part, error) {
+	all := parts()
+	if names == "" {
+		return all, nil
+	}
+	var known []string
+	for _, p := range all {
+		known = append(known, p.metrics...)
+	}
+	var out []part
+	for name := range strings.SplitSeq(names, ",") {
+		if !slices.Contains(known, name) {
+			return nil, fmt.Errorf("no metric is called %q; there are %s", name, strings.Join(known, ", "))
+		}
+		for _, p := range all {
+			if slices.Contains(p.metrics, name) && !slices.ContainsFunc(out, func(x part) bool { return x.name == p.name }) {
+				out = append(out, p)
+			}
+		}
+	}
+	return out, nil
+}
+
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "   "+format+"\n", args...)
+}
