@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -20,17 +18,17 @@ const eventHead = int(unsafe.Offsetof(bpf.Event{}.Snap))
 // Events calls f with every event of the ring until ctx ends or the datapath is closed. The event is valid during the call
 // only; nothing is allocated per event. One reader at a time.
 func (d *Datapath) Events(ctx context.Context, f func(*bpf.Event)) error {
-	d.reader.SetDeadline(time.Time{})
-	stop := context.AfterFunc(ctx, func() { d.reader.SetDeadline(time.Unix(1, 0)) })
+	// Not a deadline: setting one waits for the lock that a waiting reader holds.
+	stop := context.AfterFunc(ctx, func() { _ = d.reader.Flush() })
 	defer stop()
 	var rec ringbuf.Record
 	var ev bpf.Event
-	for {
+	for ctx.Err() == nil {
 		if err := d.reader.ReadInto(&rec); err != nil {
 			if errors.Is(err, ringbuf.ErrClosed) || ctx.Err() != nil {
 				return nil
 			}
-			if errors.Is(err, os.ErrDeadlineExceeded) {
+			if errors.Is(err, ringbuf.ErrFlushed) { // of an earlier call's end
 				continue
 			}
 			return fmt.Errorf("read ring of events: %w", err)
@@ -41,6 +39,7 @@ func (d *Datapath) Events(ctx context.Context, f func(*bpf.Event)) error {
 		}
 		f(&ev)
 	}
+	return nil
 }
 
 // decodeEvent copies a record into ev, whose bytes are those of struct event. It refuses a record of another size.

@@ -304,6 +304,9 @@ func linkFD(l link.Link) int {
 // haveTCX attaches p to a device for an instant. The kernel decides, not its version.
 func haveTCX(p *ebpf.Program, ifindex int) error {
 	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: p, Attach: ebpf.AttachTCXEgress})
+	if errors.Is(err, unix.EEXIST) {
+		return nil // p is there already, by a former agent's link
+	}
 	if err != nil {
 		return err
 	}

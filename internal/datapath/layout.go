@@ -21,6 +21,7 @@ import (
 //	<bpf root>/porin/<layout>/maps/<map>        the map
 //	                          shapes/<map>      symbolic link to the map's shape: what a later layout compares
 //	                          progs/<program>   the programs in force
+//	                          programs          symbolic link to the fingerprint of the objects that they were made from
 //	                          links/<program>_<ifindex>
 //	                          complete          symbolic link, made last: everything above is there and filled
 //
@@ -32,6 +33,7 @@ func (l layoutDir) links() string            { return filepath.Join(string(l), "
 func (l layoutDir) progs() string            { return filepath.Join(string(l), "progs") }
 func (l layoutDir) mapPin(n string) string   { return filepath.Join(string(l), "maps", n) }
 func (l layoutDir) shapePin(n string) string { return filepath.Join(string(l), "shapes", n) }
+func (l layoutDir) programsPin() string      { return filepath.Join(string(l), "programs") }
 func (l layoutDir) completePin() string      { return filepath.Join(string(l), "complete") }
 
 func (l layoutDir) complete() bool { return exists(l.completePin()) }

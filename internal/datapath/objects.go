@@ -11,7 +11,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
 
 	"porin/bpf"
@@ -86,36 +85,6 @@ func newObjects(sets []*ebpf.CollectionSpec, sizes map[string]uint32) (*objects,
 		}
 	}
 	return o, nil
-}
-
-// load verifies every program against ms, once per node and start. An error leaves what runs untouched.
-func (o *objects) load(ms map[string]*ebpf.Map) (map[string]*ebpf.Program, error) {
-	progs := map[string]*ebpf.Program{}
-	cache := btf.NewCache()
-	for _, set := range o.sets {
-		replace := map[string]*ebpf.Map{}
-		for name := range set.Maps {
-			if m := ms[name]; m != nil {
-				replace[name] = m
-			}
-		}
-		coll, err := ebpf.NewCollectionWithOptions(set, ebpf.CollectionOptions{MapReplacements: replace, Cache: cache})
-		if err != nil {
-			closeAll(progs)
-			return nil, fmt.Errorf("load programs %s: %w", strings.Join(sortedKeys(set.Programs), " "), err)
-		}
-		for _, name := range sortedKeys(coll.Programs) {
-			progs[name] = coll.DetachProgram(name)
-		}
-		coll.Close()
-	}
-	return progs, nil
-}
-
-func closeAll(progs map[string]*ebpf.Program) {
-	for p := range maps.Values(progs) {
-		p.Close()
-	}
 }
 
 // probe names every kernel feature that is missing and cannot be done without.

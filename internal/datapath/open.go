@@ -107,7 +107,7 @@ func open(log *slog.Logger, cfg Config, sets []*ebpf.CollectionSpec) (_ *Datapat
 		}
 	}()
 
-	if d.progs, err = objs.load(ms); err != nil {
+	if d.progs, err = objs.programs(log, dir, ms); err != nil {
 		return nil, err
 	}
 	d.hooks.progs = d.progs
@@ -125,7 +125,7 @@ func open(log *slog.Logger, cfg Config, sets []*ebpf.CollectionSpec) (_ *Datapat
 	if err := mig.copyLate(); err != nil {
 		return nil, err
 	}
-	if err := d.pinPrograms(); err != nil {
+	if err := d.pinPrograms(objs.fingerprint()); err != nil {
 		return nil, err
 	}
 	if err := dir.setComplete(); err != nil {
@@ -232,15 +232,6 @@ func (d *Datapath) attachHost() error {
 		}
 	}
 	return d.hooks.keepOnly(ups)
-}
-
-func (d *Datapath) pinPrograms() error {
-	for name, p := range d.progs {
-		if err := pin(p.FD(), filepath.Join(d.dir.progs(), name)); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Close lets go of everything. Pins stay: traffic and policy go on.

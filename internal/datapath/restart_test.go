@@ -109,7 +109,7 @@ func TestRootRestartChangesNothing(t *testing.T) {
 	if err := d.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	rows, links, epoch := dumpOf(t, d), linkIDs(t, d.dir), d.epochNow
+	rows, links, epoch, prog := dumpOf(t, d), linkIDs(t, d.dir), d.epochNow, programOf(t, d, progPod, ifindex)
 	if len(links) < 3 || len(rows["endpoints"]) != 2 || len(rows["ct"]) != 1 {
 		t.Fatalf("before: links %v, rows %v", links, rows)
 	}
@@ -125,8 +125,8 @@ func TestRootRestartChangesNothing(t *testing.T) {
 	if d.epochNow != epoch {
 		t.Errorf("epoch %d, want %d: cached verdicts must stay good", d.epochNow, epoch)
 	}
-	if got, want := programOf(t, d, progPod, ifindex), idOf(t, d.progs[progPod]); got != want {
-		t.Errorf("device runs program %d, want the new agent's %d", got, want)
+	if got := programOf(t, d, progPod, ifindex); got != prog {
+		t.Errorf("device runs program %d, want %d: the objects are the same", got, prog)
 	}
 	want := map[netip.Prefix]identity.ID{
 		netip.MustParsePrefix("192.0.2.0/24"): identity.ScopeLocal + 1, netip.MustParsePrefix("2001:db8::/32"): identity.ScopeLocal + 2,
@@ -194,6 +194,45 @@ func TestRootLayoutChangeMigrates(t *testing.T) {
 	}
 	if !strings.Contains(n.logs.String(), "lost=[conntrack]") {
 		t.Errorf("the log does not name what is lost:\n%s", n.logs)
+	}
+}
+
+// A new binary replaces the programs in place: the links stay, what they run changes.
+func TestRootNewObjectsReplacePrograms(t *testing.T) {
+	n := newNode(t)
+	d := n.open()
+	ifindex := busy(t, d)
+	rows, links, prog := dumpOf(t, d), linkIDs(t, d.dir), programOf(t, d, progPod, ifindex)
+	d.Close()
+	old := n.sets
+	n.sets = func() []*ebpf.CollectionSpec {
+		sets := old()
+		p := sets[0].Programs[progPod]
+		p.Instructions = append(asm.Instructions{asm.Mov.Imm(asm.R0, 0)}, p.Instructions...)
+		return sets
+	}
+	for range 2 {
+		d = n.open()
+		now := programOf(t, d, progPod, ifindex)
+		if now == prog || now != idOf(t, d.progs[progPod]) {
+			t.Errorf("device runs program %d, before %d, want the new agent's %d", now, prog, idOf(t, d.progs[progPod]))
+		}
+		if got := linkIDs(t, d.dir); !reflect.DeepEqual(got, links) {
+			t.Errorf("links changed: got %v, want %v", got, links)
+		}
+		if got := dumpOf(t, d); !reflect.DeepEqual(got, rows) {
+			t.Errorf("maps changed:\n got %v\nwant %v", got, rows)
+		}
+		d.Close()
+	}
+	// pins that are not what the note says are not believed
+	n.sets = old
+	if err := os.Remove(filepath.Join(d.dir.progs(), progHost)); err != nil {
+		t.Fatal(err)
+	}
+	d = n.open()
+	if got, want := programOf(t, d, progHost, d.host.index()), idOf(t, d.progs[progHost]); got != want {
+		t.Errorf("porin_host runs program %d, want %d", got, want)
 	}
 }
 
