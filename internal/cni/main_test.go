@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -140,9 +141,7 @@ func (n *node) exec(c invocation) (stdout string, fail *types.Error) {
 		c.version = "1.1.0"
 	}
 	conf := map[string]any{"cniVersion": c.version, "name": "net", "type": Type, "run-dir": n.run, "state-dir": n.state}
-	for k, v := range c.conf {
-		conf[k] = v
-	}
+	maps.Copy(conf, c.conf)
 	stdin, err := json.Marshal(conf)
 	if err != nil {
 		n.t.Fatal(err)

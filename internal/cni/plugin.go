@@ -264,7 +264,7 @@ func (r Response) result(c *Config) (*types100.Result, error) {
 		if !ip.Address.IsValid() {
 			return nil, fmt.Errorf("address %s", ip.Address)
 		}
-		out.IPs = append(out.IPs, &types100.IPConfig{Interface: types100.Int(1), Address: ipNet(ip.Address), Gateway: ipOf(ip.Gateway)})
+		out.IPs = append(out.IPs, &types100.IPConfig{Interface: new(1), Address: ipNet(ip.Address), Gateway: ipOf(ip.Gateway)})
 	}
 	for _, route := range r.Routes {
 		if !route.Dst.IsValid() {

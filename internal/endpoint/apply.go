@@ -75,30 +75,62 @@ func (e *Endpoints) record(put []*policy.Policy, del []policy.Ref) {
 	for _, p := range put {
 		e.kernel.sources[p.Ref] = e.kernel.revision
 	}
-	var rows []PolicyRow
-	for _, p := range e.deps.Policy.Policies() {
-		rows = append(rows, PolicyRow{
-			Ref: p.Ref, Source: p.File, Revision: e.kernel.sources[p.Ref], Rules: len(p.Rules), Endpoints: e.selected(p),
-		})
-	}
 	var gone []string
 	for _, r := range del {
 		gone = append(gone, refKey(r))
 	}
-	e.refs.Update(rows, gone...)
+	e.refs.Update(e.policyRows(), gone...)
 }
 
-// selected counts the endpoints of this node that a policy selects.
-func (e *Endpoints) selected(p *policy.Policy) (n int) {
+// policyRows are the rows of the policies table as they should be.
+func (e *Endpoints) policyRows() []PolicyRow {
+	type group struct {
+		labels labels.Labels
+		n      int
+	}
+	alike := map[identity.ID]*group{} // endpoints of one identity are selected together
 	for _, ep := range e.rows.List() {
-		if ns, _ := ep.Security.Get(labels.SourceK8s, labels.KeyNamespace); p.Namespace != "" && ns != p.Namespace {
-			continue
+		if alike[ep.Identity] == nil {
+			alike[ep.Identity] = &group{labels: ep.Security}
 		}
-		if slices.ContainsFunc(p.Rules, func(r *policy.Rule) bool { return r.Subject.Matches(ep.Security) }) {
-			n++
+		alike[ep.Identity].n++
+	}
+	var rows []PolicyRow
+	for _, p := range e.deps.Policy.Policies() {
+		row := PolicyRow{Ref: p.Ref, Source: p.File, Revision: e.kernel.sources[p.Ref], Rules: len(p.Rules)}
+		for _, g := range alike {
+			if selects(p, g.labels) {
+				row.Endpoints += g.n
+			}
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// recount brings the numbers of endpoints in the policies table up to date.
+func (e *Endpoints) recount(ctx context.Context) {
+	if e.take(ctx) != nil {
+		return
+	}
+	defer e.give()
+	var changed []PolicyRow
+	for _, row := range e.policyRows() {
+		if old, ok := e.refs.Get(refKey(row.Ref)); ok && old != row {
+			changed = append(changed, row)
 		}
 	}
-	return n
+	if len(changed) > 0 {
+		e.refs.Update(changed)
+	}
+}
+
+// selects tells whether a policy takes part in the verdicts of workloads with these labels.
+func selects(p *policy.Policy, ls labels.Labels) bool {
+	if ns, _ := ls.Get(labels.SourceK8s, labels.KeyNamespace); p.Namespace != "" && ns != p.Namespace {
+		return false
+	}
+	return slices.ContainsFunc(p.Rules, func(r *policy.Rule) bool { return r.Subject.Matches(ls) })
 }
 
 // Revision of the policies in force.

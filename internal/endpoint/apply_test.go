@@ -396,6 +396,9 @@ func TestPoliciesTable(t *testing.T) {
 	if len(rows) != 1 || rows[0].Revision != 2 || rows[0].Endpoints != 1 || rows[0].Source != "test.yaml" || rows[0].Rules != 1 {
 		t.Fatalf("policies table: %+v", rows)
 	}
+	a.run()
+	a.create("web2", "k8s:app=web")
+	a.eventually("the new endpoint is counted", func() bool { return a.PolicyTable().List()[0].Endpoints == 2 })
 	if _, err := a.ApplyPolicies(t.Context(), nil, []policy.Ref{rows[0].Ref}); err != nil || a.PolicyTable().Len() != 0 {
 		t.Errorf("after the deletion: %+v, %v", a.PolicyTable().List(), err)
 	}

@@ -40,6 +40,9 @@ func (e *Endpoints) Check(ctx context.Context, at Attachment, want Expect) error
 	if err := at.Validate(); err != nil {
 		return err
 	}
+	if err := e.waitBegun(ctx); err != nil {
+		return err
+	}
 	unlock, err := e.attachments.lock(ctx, at.DeviceName())
 	if err != nil {
 		return err

@@ -59,7 +59,7 @@ func decodeFile(id uint16, data []byte) (Endpoint, error) {
 	}
 	sum := sha256.Sum256(f.Endpoint)
 	if want := hex.EncodeToString(sum[:]); f.SHA256 != want {
-		return Endpoint{}, fmt.Errorf("checksum is %.16q..., the content's is %.16s...", f.SHA256, want)
+		return Endpoint{}, fmt.Errorf("checksum is %.64q, that of the content %q", f.SHA256, want)
 	}
 	var ep Endpoint
 	dec := json.NewDecoder(bytes.NewReader(f.Endpoint))

@@ -14,7 +14,7 @@ import (
 
 // kernel is what this room believes about the kernel's policy state. Guarded by the turn.
 type kernel struct {
-	known    map[identity.ID]string          // identities that the engine knows -> their labels' key
+	known    map[identity.ID]labels.Labels   // identities that the engine knows
 	prefixes map[netip.Prefix]identity.ID    // rows of prefixes
 	leaving  map[netip.Prefix]leaving        // prefixes taken away, whose identities' rows stay for packets under way
 	subjects map[policy.SubjectKey]*subject  // complete in the kernel, unless broken
@@ -35,7 +35,7 @@ type leaving struct {
 
 func newKernel() kernel {
 	return kernel{
-		known: map[identity.ID]string{}, prefixes: map[netip.Prefix]identity.ID{}, leaving: map[netip.Prefix]leaving{},
+		known: map[identity.ID]labels.Labels{}, prefixes: map[netip.Prefix]identity.ID{}, leaving: map[netip.Prefix]leaving{},
 		subjects: map[policy.SubjectKey]*subject{}, pointed: map[uint16][2]policy.SubjectKey{},
 		sources: map[policy.Ref]uint64{},
 	}
@@ -47,8 +47,8 @@ func newKernel() kernel {
 func (e *Endpoints) learn(ids ...identity.Identity) {
 	var add []identity.Identity
 	for _, id := range ids {
-		if key := id.Labels.Key(); e.kernel.known[id.ID] != key || key == "" {
-			e.kernel.known[id.ID] = key
+		if have, ok := e.kernel.known[id.ID]; !ok || !slices.Equal(have, id.Labels) {
+			e.kernel.known[id.ID] = id.Labels
 			add = append(add, id)
 		}
 	}

@@ -197,6 +197,7 @@ func (e *Endpoints) checks(ctx context.Context) {
 	for {
 		e.claims(ctx)
 		e.vanished(ctx)
+		e.recount(ctx)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
