@@ -351,6 +351,11 @@ func TestNamespaceScope(t *testing.T) {
 		web > other tcp 1: allow
 		web > docker tcp 1: allow
 		web > health tcp 1: allow`)
+	stage(t, Config{}, red("endpointSelector: {matchLabels: {io.cilium.k8s.namespace.labels.team: y}}\ningress: []"),
+		red("endpointSelector: {matchExpressions: [{key: io.kubernetes.pod.namespace, operator: In, values: [red, blue]}]}\negress: []")).ask(`
+		web > other tcp 1 in: allow by not isolated
+		other > web tcp 1 out: allow by not isolated
+		web > other tcp 1 out: deny`)
 	stage(t, Config{}, clusterwide("endpointSelector: {}\ningress: []")).ask(`
 		other > web tcp 1: deny
 		web > other tcp 1: deny

@@ -447,24 +447,31 @@ func (g gen) reqs(subject bool, namespace string) []oReq {
 		}
 		out = append(out, q)
 	})
-	if subject && namespace != "" {
-		return out
-	}
+	own := subject && namespace != "" // must not exclude its namespace, nor ask for what is in none
 	switch g.IntN(8) {
 	case 0:
+		if own {
+			return append(out, oReq{"k8s", "io.kubernetes.pod.namespace", "In", []string{"green", namespace}})
+		}
 		out = append(out, oReq{pick(g, "", "k8s"), "io.kubernetes.pod.namespace", "In", []string{pick(g, "red", "blue")}})
 	case 1:
 		out = append(out, oReq{"", "io.kubernetes.pod.namespace", pick(g, "Exists", "DoesNotExist"), nil})
+		if own {
+			out[len(out)-1].op = "Exists"
+		}
 	case 2:
 		out = append(out, oReq{"", "io.cilium.k8s.namespace.labels.team", pick(g, "In", "NotIn"), []string{pick(g, "x", "y")}})
 	case 3:
+		if own {
+			return out
+		}
 		out = append(out, oReq{"reserved", pick(g, "host", "world", "init", "remote-node", "health"), pick(g, "Exists", "Exists", "DoesNotExist"), nil})
 	}
 	return out
 }
 
 func oBlocks() []string {
-	return []string{"0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.1.0/24", "10.1.1.1/32", "10.128.0.0/9", "192.168.0.0/16",
+	return []string{"0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/16", "10.0.0.0/32", "10.1.0.0/16", "10.1.1.0/24", "10.1.1.1/32", "10.128.0.0/9", "192.168.0.0/16",
 		"203.0.113.7/32", "::/0", "fd00::/8", "fd00:1::/32", "fd00:1::5/128", "2001:db8::/32"}
 }
 

@@ -218,6 +218,8 @@ func (w *world) resolve() {
 				if err := same(&h.Subject, s); err != nil {
 					w.t.Fatalf("subject %s: what the patches made differs from the snapshot: %v", s.Key, err)
 				}
+				// an equal key means equal decisions, for this identity and for these policies too
+				h.policies, h.identity = slices.Clone(w.policies), i
 				continue
 			}
 			w.held[s.Key] = hold(s, slices.Clone(w.policies), i, n == 0)
@@ -232,6 +234,11 @@ func (w *world) check(n int) {
 	peers = append(peers, oIdentity{}) // nobody has heard of it: only rules for everyone count
 	for _, key := range slices.Sorted(maps.Keys(w.held)) {
 		h := w.held[key]
+		for id, tab := range h.Peers {
+			if tab.Key == h.Else.Key {
+				w.t.Fatalf("subject %s has a row for peer %d that says what Else says", key, id)
+			}
+		}
 		if len(w.held) > 30 && w.chance(50) {
 			continue
 		}
