@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -45,6 +46,11 @@ type bench struct {
 	dir     string // of namespace files; shared with nodes made later
 	metrics results
 	notes   []string
+
+	// of the newest lab
+	nodeNetns  string
+	agentPID   int
+	clientAddr netip.Addr
 }
 
 // part measures a few metrics in scenes of its own.

@@ -274,6 +274,11 @@ func (b *bench) podScene(ctx context.Context) (scene, func() error, error) {
 	if err != nil {
 		return scene{}, down, err
 	}
+	node, err := l.Place("node1")
+	if err != nil {
+		return scene{}, down, err
+	}
+	b.nodeOf(node.Where.Netns, node.Agent.PID, client.Addrs)
 	// figures of a path that lets everything pass would be worthless
 	if err := l.MustHold(ctx); err != nil {
 		return scene{}, down, err
