@@ -148,7 +148,10 @@ func agentArgs(t *testing.T, pid int) []string {
 func (l *lab) startAgent(args []string) *exec.Cmd {
 	l.t.Helper()
 	cmd := l.exec("node1", args...)
-	log := &bytes.Buffer{}
+	log, err := os.CreateTemp(l.dir, "agent-*.log") // a file: the agent outlives the command that started it
+	if err != nil {
+		l.t.Fatal(err)
+	}
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		l.t.Fatal(err)
@@ -156,9 +159,10 @@ func (l *lab) startAgent(args []string) *exec.Cmd {
 	l.t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		if l.t.Failed() {
-			l.t.Logf("agent log:\n%s", log)
+		if b, err := os.ReadFile(log.Name()); err == nil && l.t.Failed() {
+			l.t.Logf("agent log:\n%s", b)
 		}
+		log.Close()
 	})
 	out, err := l.exec("node1", bin(l.t, "porin"), "status", "--wait").CombinedOutput()
 	if err != nil {

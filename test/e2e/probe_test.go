@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The test binary is also the probe: run with probe-server or probe-client as its first argument inside a workload.
@@ -73,6 +75,10 @@ func probeServer(port string) int {
 	}
 	u, err := net.ListenPacket("udp", ":"+port)
 	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if err := deepBuffers(u.(*net.UDPConn)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -217,6 +223,21 @@ func roundTrip(addr string, limit time.Duration) error {
 	return err
 }
 
+// deepBuffers makes the socket's buffers hold seconds of packets, so that a packet counted as lost was lost on its way and
+// not by a process that waited for a CPU.
+func deepBuffers(c *net.UDPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20),
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 64<<20))
+	})
+	return errors.Join(err, failed)
+}
+
 // udp sends sequenced packets at the rate and counts the echoes.
 func (c *client) udp() {
 	conn, err := net.Dial("udp", c.o.Addr)
@@ -226,8 +247,9 @@ func (c *client) udp() {
 	}
 	defer conn.Close()
 	uc := conn.(*net.UDPConn)
-	_ = uc.SetReadBuffer(4 << 20)
-	_ = uc.SetWriteBuffer(4 << 20)
+	if err := deepBuffers(uc); err != nil {
+		c.fail("udp: %v", err)
+	}
 	done := make(chan struct{})
 	var got atomic.Uint64
 	go func() {
