@@ -2,9 +2,11 @@ package flow
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -245,6 +247,20 @@ func TestNewOwnerIsNotBlamed(t *testing.T) {
 	f := newTeller(observer(t, r)).flow(&record{event: *story("10.0.0.6", "10.0.0.7", nil)}, false)
 	if f.GetSource().GetPodName() != "" || f.GetSource().GetIdentity() != 1002 || f.GetSource().GetNamespace() != "default" {
 		t.Errorf("source = %v, want only what the event and its identity say", f.GetSource())
+	}
+}
+
+// docs/MONITOR.md lists every reason by its number, name and words.
+func TestReasonsAreInTheDocs(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/MONITOR.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range verdict.Reasons() {
+		row := fmt.Sprintf("| %d | `%s` | %s | ", r, flowpb.DropReason(r), r)
+		if r != verdict.None && !strings.Contains(string(doc), row) {
+			t.Errorf("docs/MONITOR.md has no row %s", row)
+		}
 	}
 }
 
