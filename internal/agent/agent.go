@@ -111,7 +111,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	a.identities = identity.New(room("identity"), identity.Config{
 		DualStack: dual,
 		Conflict:  func(id identity.ID, _ labels.Labels) { a.endpoints.Reidentify(id) }, // called by Run only, below
-	}, numbers, identities)
+	}, a.metrics.Store(numbers), identities)
 	if a.addresses, err = ipam.New(ipam.Config{IPv4: cfg.IPv4Range, IPv6: cfg.IPv6Range}); err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	a.identities.RestoreCIDRs(prefixes)
 	a.endpoints = endpoint.New(room("endpoint"),
 		endpoint.Config{StateDir: cfg.StateDir, MTU: cfg.MTU, Security: cfg.Labels.Security, Prefixes: prefixes, Identities: identities},
-		endpoint.Deps{DB: a.db, Datapath: a.datapath, Policy: a.engine, Identities: a.identities, Addresses: a.addresses})
+		endpoint.Deps{DB: a.db, Datapath: a.metrics.Datapath(a.datapath), Policy: a.engine, Identities: a.identities, Addresses: a.addresses})
 	err = a.endpoints.Restore(ctx)
 	a.metrics.Bootstrapped("restore", time.Since(began), err)
 	if err != nil {
