@@ -252,7 +252,8 @@ func (d *Datapath) removeRows(ifindex uint32, row bpf.Endpoint) error {
 		return errors.Join(err, e)
 	}
 	if ok && have.ID == row.ID {
-		err = errors.Join(err, d.endpoints.del(ifindex))
+		// conntrack knows the devices of live flows: the next packet of each looks for the endpoint anew
+		err = errors.Join(err, d.endpoints.del(ifindex), d.bumpEpoch())
 	}
 	return err
 }
