@@ -29,6 +29,7 @@ const (
 	maxMTU     = 65535
 	maxIfName  = unix.IFNAMSIZ - 1
 	podPrefix  = "pn" // host sides of pod veths, followed by ten hex digits
+	loopback   = 1    // ifindex of lo, in every namespace
 	addrGenOff = "1"  // IN6_ADDR_GEN_MODE_NONE: no link-local address
 )
 
@@ -141,25 +142,20 @@ func (d *Datapath) liveDevice(ep endpoint.Endpoint) (int, net.HardwareAddr, bool
 }
 
 func (d *Datapath) newPair(ep endpoint.Endpoint, ns netns, mac net.HardwareAddr, mtu int) (ifindex int, err error) {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = ep.Device, mtu, d.host.mac
-	pair := &netlink.Veth{
-		LinkAttrs: attrs, PeerName: ep.IfName, PeerHardwareAddr: mac, PeerMTU: uint32(mtu), PeerNamespace: netlink.NsFd(ns.fd()),
-	}
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return 0, fmt.Errorf("netlink: %w", err)
-	}
-	defer h.Close()
-	if err = h.LinkAdd(pair); errors.Is(err, unix.EEXIST) && h.LinkDel(pair) == nil {
-		err = h.LinkAdd(pair) // half of an attempt that died
+	create := d.pairRequest(ep, ns, mac, mtu)
+	host, err := create.one()
+	if _, there := ifindexOf(ep.Device); errors.Is(err, unix.EEXIST) && there == nil {
+		if err := deleteLink(ep.Device); err != nil { // half of an attempt that died
+			return 0, err
+		}
+		host, err = create.one()
 	}
 	if err != nil {
-		return 0, fmt.Errorf("veth pair with %s: %w", ep.IfName, err)
+		return 0, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, h.LinkDel(pair))
+			err = errors.Join(err, deleteLink(ep.Device))
 		}
 	}()
 	// Should a program ever be missing from the host side, the packet reaches the stack. There it must end: the address of
@@ -167,10 +163,32 @@ func (d *Datapath) newPair(ep endpoint.Endpoint, ns netns, mac net.HardwareAddr,
 	if err = errors.Join(sysctl("ipv4/conf/"+ep.Device+"/rp_filter", "1"), sysctlV6(ep.Device, "disable_ipv6", "1")); err != nil {
 		return 0, err
 	}
-	if err = ns.do(func() error { return d.setupWorkload(ep) }); err != nil {
-		return 0, err
+	if err = ns.do(func() error { return setupWorkload(ep, host.Attrs().ParentIndex, d.host.mac) }); err != nil {
+		return 0, fmt.Errorf("in %s: %w", ep.Netns, err)
 	}
-	return pair.Attrs().Index, nil
+	return host.Attrs().Index, nil
+}
+
+// pairRequest creates the pair, the workload's end in its namespace, and asks what it has become.
+func (d *Datapath) pairRequest(ep endpoint.Endpoint, ns netns, mac net.HardwareAddr, mtu int) *batch {
+	name := func(s string) *nl.RtAttr { return attr(unix.IFLA_IFNAME, nl.ZeroTerminated(s)) }
+	one := func(kind int) *nl.RtAttr { return attr32(kind, 1) } // the default is a queue per CPU of the machine
+	info := attr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
+	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
+	for _, a := range []*nl.RtAttr{
+		name(ep.IfName), attr32(unix.IFLA_MTU, uint32(mtu)), attr(unix.IFLA_ADDRESS, mac), attr32(unix.IFLA_NET_NS_FD, uint32(ns.fd())),
+		one(unix.IFLA_NUM_TX_QUEUES), one(unix.IFLA_NUM_RX_QUEUES),
+	} {
+		peer.AddChild(a)
+	}
+	b := &batch{}
+	b.add("veth pair with "+ep.IfName, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, linkHead(0, 0, 0),
+		name(ep.Device), attr32(unix.IFLA_MTU, uint32(mtu)), attr(unix.IFLA_ADDRESS, d.host.mac),
+		one(unix.IFLA_NUM_TX_QUEUES), one(unix.IFLA_NUM_RX_QUEUES), info)
+	b.add("ask for the veth pair", unix.RTM_GETLINK, 0, linkHead(0, 0, 0), name(ep.Device))
+	return b
 }
 
 // sysctlV6 writes a device's IPv6 setting; a kernel without IPv6 has none.
@@ -183,74 +201,62 @@ func sysctlV6(dev, name, value string) error {
 }
 
 // setupWorkload runs inside the workload's namespace: addresses, gateway, routes.
-func (d *Datapath) setupWorkload(ep endpoint.Endpoint) error {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("netlink in %s: %w", ep.Netns, err)
-	}
-	defer h.Close()
-	dev, err := h.LinkByName(ep.IfName)
-	if err != nil {
-		return fmt.Errorf("device %s in %s: %w", ep.IfName, ep.Netns, err)
-	}
-	if lo, err := h.LinkByName("lo"); err == nil && lo.Attrs().Flags&net.FlagUp == 0 {
-		if err := h.LinkSetUp(lo); err != nil {
-			return fmt.Errorf("bring up lo in %s: %w", ep.Netns, err)
-		}
-	}
+func setupWorkload(ep endpoint.Endpoint, index int, gatewayMAC net.HardwareAddr) error {
 	if ep.IPv6.IsValid() {
-		for _, s := range [][2]string{{"disable_ipv6", "0"}, {"addr_gen_mode", addrGenOff}, {"accept_ra", "0"}, {"accept_dad", "0"}} {
+		for _, s := range [][2]string{{"disable_ipv6", "0"}, {"addr_gen_mode", addrGenOff}, {"accept_ra", "0"}} {
 			if err := sysctl("ipv6/conf/"+ep.IfName+"/"+s[0], s[1]); err != nil {
-				return fmt.Errorf("in %s: %w", ep.Netns, err)
+				return err
 			}
 		}
 	} else if err := sysctlV6(ep.IfName, "disable_ipv6", "1"); err != nil {
-		return fmt.Errorf("in %s: %w", ep.Netns, err)
+		return err
 	}
-	if err := h.LinkSetUp(dev); err != nil {
-		return fmt.Errorf("bring up %s in %s: %w", ep.IfName, ep.Netns, err)
-	}
+	b := &batch{}
+	b.setUp("lo", loopback)
+	b.setUp(ep.IfName, index)
 	for _, addr := range []netip.Addr{ep.IPv4, ep.IPv6} {
-		if !addr.IsValid() {
-			continue
+		if addr.IsValid() {
+			b.addWorkloadAddress(index, addr, gateway(addr.Is6()), gatewayMAC)
 		}
-		if err := addWorkloadAddress(h, dev, addr, gateway(addr.Is6()), d.host.mac); err != nil {
-			return fmt.Errorf("in %s: %w", ep.Netns, err)
-		}
+	}
+	if _, err := b.run(); err != nil {
+		return err
+	}
+	if ep.IPv6.IsValid() {
+		return awaitLocal(ep.IPv6)
 	}
 	return nil
 }
 
-func addWorkloadAddress(h *netlink.Handle, dev netlink.Link, addr, gateway netip.Addr, gatewayMAC net.HardwareAddr) error {
-	a := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, addr.BitLen()))}
-	family := netlink.FAMILY_V4
+// addWorkloadAddress gives the workload's device an address, the gateway as a permanent neighbour, and the way to it.
+func (b *batch) addWorkloadAddress(index int, addr, gateway netip.Addr, gatewayMAC net.HardwareAddr) {
+	family := uint8(unix.AF_INET)
 	if addr.Is6() {
-		a.Flags, family = unix.IFA_F_NODAD, netlink.FAMILY_V6
+		family = unix.AF_INET6
 	}
-	if err := h.AddrAdd(dev, a); err != nil {
-		return fmt.Errorf("address %s: %w", addr, err)
-	}
-	if err := h.NeighSet(&netlink.Neigh{
-		LinkIndex: dev.Attrs().Index, Family: family, State: netlink.NUD_PERMANENT, IP: gateway.AsSlice(), HardwareAddr: gatewayMAC,
-	}); err != nil {
-		return fmt.Errorf("neighbour %s: %w", gateway, err)
-	}
-	if err := h.RouteAdd(&netlink.Route{
-		LinkIndex: dev.Attrs().Index, Family: family, Dst: defaultNet(family), Gw: gateway.AsSlice(), Flags: int(netlink.FLAG_ONLINK),
-	}); err != nil {
-		return fmt.Errorf("default route by %s: %w", gateway, err)
-	}
+	ifa := nl.NewIfAddrmsg(int(family))
+	ifa.Prefixlen, ifa.Index = uint8(addr.BitLen()), uint32(index)
+	parts := []nl.NetlinkRequestData{ifa, attr(unix.IFA_LOCAL, addr.AsSlice()), attr(unix.IFA_ADDRESS, addr.AsSlice())}
 	if addr.Is6() {
-		return awaitLocal(h, addr)
+		parts = append(parts, attr32(unix.IFA_FLAGS, unix.IFA_F_NODAD))
 	}
-	return nil
+	b.add("address "+addr.String(), unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, parts...)
+
+	neighbour := &netlink.Ndmsg{Family: family, Index: uint32(index), State: netlink.NUD_PERMANENT}
+	b.add("neighbour "+gateway.String(), unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE,
+		neighbour, attr(unix.NDA_DST, gateway.AsSlice()), attr(unix.NDA_LLADDR, gatewayMAC))
+
+	route := nl.NewRtMsg()
+	route.Family, route.Flags = family, unix.RTNH_F_ONLINK
+	b.add("default route by "+gateway.String(), unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL,
+		route, attr(unix.RTA_GATEWAY, gateway.AsSlice()), attr32(unix.RTA_OIF, uint32(index)))
 }
 
 // awaitLocal waits until the kernel answers to an IPv6 address: it does so from a work queue (addrconf_dad_work), even for
 // an address without duplicate detection, and drops what arrives before.
-func awaitLocal(h *netlink.Handle, addr netip.Addr) error {
+func awaitLocal(addr netip.Addr) error {
 	for deadline := time.Now().Add(readyWait); ; time.Sleep(100 * time.Microsecond) {
-		routes, err := h.RouteGet(addr.AsSlice())
+		routes, err := netlink.RouteGet(addr.AsSlice())
 		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
 			return nil
 		}
@@ -278,45 +284,26 @@ const readyWait = time.Second
 // drops what is sent before, and the first packet of a workload must not be lost. From Linux 6.8 the question alone makes
 // the kernel do it.
 func bringUp(name string, ifindex int) error {
-	dev := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: name, Index: ifindex}}
-	if err := netlink.LinkSetUp(dev); err != nil {
-		return fmt.Errorf("bring up %s: %w", name, err)
-	}
-	host, err := netlink.LinkByIndex(ifindex)
+	b := &batch{}
+	b.setUp(name, ifindex)
+	b.add("ask for "+name, unix.RTM_GETLINK, 0, linkHead(ifindex, 0, 0))
+	host, err := b.one()
 	if err != nil {
-		return fmt.Errorf("bring up %s: %w", name, err)
+		return err
 	}
 	for deadline := time.Now().Add(readyWait); ; time.Sleep(100 * time.Microsecond) {
-		up, err := peerUp(host.Attrs())
+		// the other end is asked for by the namespace id that the kernel has for it here, so no thread need go there
+		b := &batch{}
+		b.add("ask for the other end of "+name, unix.RTM_GETLINK, 0, linkHead(host.Attrs().ParentIndex, 0, 0),
+			attr32(unix.IFLA_TARGET_NETNSID, uint32(host.Attrs().NetNsID)))
+		peer, err := b.one()
 		if err != nil {
-			return fmt.Errorf("bring up %s: ask for its other end: %w", name, err)
+			return err
 		}
-		if up || time.Now().After(deadline) { // too late: the workload took its own end down
+		if peer.Attrs().OperState == netlink.OperUp || time.Now().After(deadline) { // too late: the workload took its end down
 			return nil
 		}
 	}
-}
-
-// peerUp asks for the other end of a veth by way of the namespace id that the kernel has for it here, so no thread need go
-// there.
-func peerUp(host *netlink.LinkAttrs) (bool, error) {
-	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(host.ParentIndex)
-	req.AddData(msg)
-	req.AddData(nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(host.NetNsID))))
-	replies, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
-	if err != nil {
-		return false, err
-	}
-	for _, m := range replies {
-		l, err := netlink.LinkDeserialize(nil, m)
-		if err != nil {
-			return false, err
-		}
-		return l.Attrs().OperState == netlink.OperUp, nil
-	}
-	return false, unix.ENODEV
 }
 
 // DeviceIndex returns the ifindex of the host side if it still exists.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -15,18 +17,26 @@ import (
 // eventHead is the least that an event record holds: everything before the packet's bytes.
 const eventHead = int(unsafe.Offsetof(bpf.Event{}.Snap))
 
+// eventsEvery is how often the ring is looked into: its writer wakes nobody before a quarter of it is full (event.h).
+const eventsEvery = 20 * time.Millisecond
+
 // Events calls f with every event of the ring until ctx ends or the datapath is closed. The event is valid during the call
 // only; nothing is allocated per event. One reader at a time.
 func (d *Datapath) Events(ctx context.Context, f func(*bpf.Event)) error {
-	// Not a deadline: setting one waits for the lock that a waiting reader holds.
+	// Not a deadline of ctx's end: setting one waits for the lock that a waiting reader holds.
 	stop := context.AfterFunc(ctx, func() { _ = d.reader.Flush() })
 	defer stop()
 	var rec ringbuf.Record
 	var ev bpf.Event
+	d.reader.SetDeadline(time.Now().Add(eventsEvery))
 	for ctx.Err() == nil {
 		if err := d.reader.ReadInto(&rec); err != nil {
 			if errors.Is(err, ringbuf.ErrClosed) || ctx.Err() != nil {
 				return nil
+			}
+			if errors.Is(err, os.ErrDeadlineExceeded) { // everything in the ring has been read
+				d.reader.SetDeadline(time.Now().Add(eventsEvery))
+				continue
 			}
 			if errors.Is(err, ringbuf.ErrFlushed) { // of an earlier call's end
 				continue

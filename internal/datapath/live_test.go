@@ -32,10 +32,10 @@ const (
 	outsideV4, outsideV6 = "192.0.2.2", "2001:db8:1::2"
 )
 
-// liveNode is a node with the real programs, an uplink, and a host outside that has routes to its pods.
+// liveNode is a node with the real programs, an uplink, and a host outside.
 func liveNode(t testing.TB) (n *node, outside string) {
 	t.Helper()
-	n = newNode(t)
+	n, outside = uplinkNode(t)
 	n.sets = func() []*ebpf.CollectionSpec {
 		sets, err := compiled()
 		if err != nil {
@@ -43,6 +43,13 @@ func liveNode(t testing.TB) (n *node, outside string) {
 		}
 		return sets
 	}
+	return n, outside
+}
+
+// uplinkNode is a node with an uplink and a host outside.
+func uplinkNode(t testing.TB) (n *node, outside string) {
+	t.Helper()
+	n = newNode(t)
 	n.cfg.MTU, n.cfg.Masquerade = 0, true
 	outside = newNS(t)
 	ns, err := openNetns(outside)

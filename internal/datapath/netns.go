@@ -93,14 +93,15 @@ func listAll[T any](list func() ([]T, error)) (rows []T, err error) {
 	return rows, err
 }
 
-// sysctl writes /proc/sys/net/<path>, which means the namespace of the calling thread.
+// sysctl writes /proc/sys/net/<path>, which means the namespace of the calling thread. Plain system calls: os.File would
+// ask the poller about each of these files.
 func sysctl(path, value string) error {
-	f, err := os.OpenFile("/proc/sys/net/"+path, os.O_WRONLY, 0)
+	fd, err := unix.Open("/proc/sys/net/"+path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("sysctl %s=%s: %w", path, value, err)
 	}
-	_, err = f.WriteString(value)
-	if err = errors.Join(err, f.Close()); err != nil {
+	_, err = unix.Write(fd, []byte(value))
+	if err = errors.Join(err, unix.Close(fd)); err != nil {
 		return fmt.Errorf("sysctl %s=%s: %w", path, value, err)
 	}
 	return nil

@@ -3,6 +3,7 @@ package datapath
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
@@ -218,7 +220,7 @@ func TestRootHostIsRepaired(t *testing.T) {
 }
 
 func TestRootUplinks(t *testing.T) {
-	n, _ := liveNode(t)
+	n, _ := uplinkNode(t)
 	d := n.open()
 	run(t, d)
 	if got := d.host.uplinkNames(); !slices.Equal(got, []string{"ptup0"}) {
@@ -388,7 +390,7 @@ func TestRootSweep(t *testing.T) {
 func TestRootCleanLeavesNothing(t *testing.T) {
 	before := deviceNames(t)
 	for _, clsact := range []bool{false, true} {
-		n, _ := liveNode(t)
+		n, _ := uplinkNode(t)
 		n.cfg.ForceClsact = clsact
 		d := n.open()
 		putAllow(t, d)
@@ -466,7 +468,7 @@ func TestDecodeEvent(t *testing.T) {
 	if decodeEvent(full[:eventHead-1], &ev) || decodeEvent(append(full, 0), &ev) || decodeEvent(full, &ev) {
 		t.Error("a record of a wrong size, or that says more than it holds, was taken")
 	}
-	full[eventHead-8], full[eventHead-7] = 4, 0 // snap_len
+	binary.NativeEndian.PutUint16(full[unsafe.Offsetof(ev.SnapLen):], 4)
 	if !decodeEvent(full[:eventHead+4], &ev) || ev.SnapLen != 4 || !bytes.Equal(ev.Snap[:4], full[eventHead:eventHead+4]) || ev.Snap[4] != 0 {
 		t.Errorf("short record: %+v", ev)
 	}
