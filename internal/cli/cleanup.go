@@ -63,9 +63,7 @@ flags do.`,
 		}
 		errs := s.clean(bpfRoot)
 		for _, dir := range []string{runDir, stateDir} {
-			if err := os.RemoveAll(dir); err != nil {
-				errs = errors.Join(errs, fmt.Errorf("remove %s: %w", dir, err))
-			}
+			errs = errors.Join(errs, removeFolder(dir))
 		}
 		if errs != nil {
 			return fmt.Errorf("not everything could be removed, the rest is gone; run it again: %w", errs)
@@ -94,6 +92,20 @@ func ours(dir string) error {
 	}
 	if !st.IsDir() {
 		return fmt.Errorf("%s is not a folder, so it is not removed", clean)
+	}
+	return nil
+}
+
+// removeFolder removes dir and all in it. A mount point is only emptied: whoever mounted it removes it.
+func removeFolder(dir string) error {
+	err := os.RemoveAll(dir)
+	if errors.Is(err, unix.EBUSY) {
+		if left, readErr := os.ReadDir(dir); readErr == nil && len(left) == 0 {
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", dir, err)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -52,5 +53,31 @@ func TestRootOnlySocket(t *testing.T) {
 	r := <-done
 	if r.err == nil || r.code != exitUnreachable || !errors.Is(r.err, os.ErrPermission) || !strings.HasSuffix(r.err.Error(), "permission denied: needs root: run with sudo") {
 		t.Errorf("connect as nobody = %v (code %d); want that it needs root", r.err, r.code)
+	}
+}
+
+// In a container or a lab the agent's folders are often mount points.
+func TestRootCleanupOfAMountPoint(t *testing.T) {
+	needRoot(t)
+	dir := filepath.Join(t.TempDir(), "porin")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("porin-test", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.WriteFile(filepath.Join(dir, "x"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := removeFolder(dir); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left %v, %v", left, err)
 	}
 }
