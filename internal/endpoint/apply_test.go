@@ -403,3 +403,22 @@ func TestPoliciesTable(t *testing.T) {
 		t.Errorf("after the deletion: %+v, %v", a.PolicyTable().List(), err)
 	}
 }
+
+// BenchmarkApply replaces one of 100 policies on a node of 250 endpoints of 25 kinds.
+func BenchmarkApply(b *testing.B) {
+	a := newAgent(b)
+	for i := range 250 {
+		a.create(fmt.Sprintf("p%d", i), fmt.Sprintf("k8s:app=a%d", i%25))
+	}
+	doc := func(i, port int) string {
+		return fmt.Sprintf("apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p%d, namespace: default}\nspec:\n"+
+			"  endpointSelector: {matchLabels: {app: a%d}}\n  ingress:\n  - fromEndpoints: [{matchLabels: {app: a%d}}]\n"+
+			"    toPorts: [{ports: [{port: \"%d\", protocol: TCP}]}]\n", i, i%25, (i*7)%25, port)
+	}
+	for i := range 100 {
+		a.apply(doc(i, 80))
+	}
+	for i := 0; b.Loop(); i++ {
+		a.apply(doc(0, 1000+i%1000))
+	}
+}

@@ -187,6 +187,79 @@ func TestCreateFailureLeavesNothing(t *testing.T) {
 	})
 }
 
+// TestDevicesAreMadeInParallel: nobody waits for another one's device.
+func TestDevicesAreMadeInParallel(t *testing.T) {
+	a := newAgent(t)
+	const n = 10
+	var inside sync.WaitGroup
+	inside.Add(n)
+	a.kernel.enter = func(string) { inside.Done(); inside.Wait() } // hangs unless all are in at once
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			if _, err := a.Create(ctx, request(fmt.Sprintf("p%d", i))); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// TestCallerGivesUp: a Create whose caller is gone while it waits for the turn is undone.
+func TestCallerGivesUp(t *testing.T) {
+	a := newAgent(t)
+	if err := a.take(t.Context()); err != nil { // a long change is under way
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := a.Create(ctx, request("one"))
+		done <- err
+	}()
+	a.eventually("its device is made", func() bool { _, ok := a.kernel.DeviceIndex(Attachment{"one", "eth0"}.DeviceName()); return ok })
+	cancel()
+	a.give()
+	if err := <-done; err == nil {
+		// The turn came first: then it is there, whole.
+		if err := a.Delete(t.Context(), "one", "eth0"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.empty()
+}
+
+// TestDiskFull: labels change all the same, an alarm says that they are not on disk, and they get there.
+func TestDiskFull(t *testing.T) {
+	a := newAgent(t)
+	a.run()
+	ep := a.create("one", "k8s:app=web")
+	aside := a.Endpoints.dir() + ".aside"
+	if err := os.Rename(a.Endpoints.dir(), aside); err != nil {
+		t.Fatal(err)
+	}
+	moved, err := a.SetLabels(t.Context(), ep.ID, labels.Labels{{Source: "k8s", Key: "app", Value: "db"}}, nil)
+	if err != nil || moved.Phase != Ready || moved.Identity == ep.Identity {
+		t.Fatalf("%+v, %v", moved, err)
+	}
+	if al := a.Alarms(); len(al) != 1 || !strings.Contains(al[0], "out of date") {
+		t.Errorf("alarms: %q", al)
+	}
+	if err := os.Rename(aside, a.Endpoints.dir()); err != nil {
+		t.Fatal(err)
+	}
+	a.eventually("the file is up to date", func() bool {
+		data, err := os.ReadFile(a.path(ep.ID))
+		if err != nil {
+			return false
+		}
+		saved, err := decodeFile(ep.ID, data)
+		return err == nil && saved.Identity == moved.Identity && len(a.Alarms()) == 0
+	})
+}
+
 // TestUndoIsRetried: what the kernel refuses to take away is not forgotten, and its addresses are not given away.
 func TestUndoIsRetried(t *testing.T) {
 	a := newAgent(t)
@@ -214,7 +287,7 @@ func TestUndoIsRetried(t *testing.T) {
 	stuck = false
 	a.kernel.mu.Unlock()
 	a.run()
-	a.eventually("it is removed", func() bool { return a.rows.Len() == 0 })
+	a.eventually("it is removed", a.idle)
 	a.empty()
 }
 
@@ -363,5 +436,17 @@ func TestLeftOverDeviceIsReplacedOrDeleted(t *testing.T) {
 	a.kernel.devices[Attachment{"two", "eth0"}.DeviceName()] = 8
 	if err := a.Delete(t.Context(), "two", "eth0"); err != nil || len(a.kernel.devices) != 1 {
 		t.Errorf("delete without a row: %v, devices %v", err, a.kernel.devices)
+	}
+}
+
+// BenchmarkCreateDelete is what an endpoint costs this room: without a device, with its state file.
+func BenchmarkCreateDelete(b *testing.B) {
+	a := newAgent(b, allowWeb)
+	for i := 0; b.Loop(); i++ {
+		name := fmt.Sprintf("p%d", i)
+		a.create(name, "k8s:app=web")
+		if err := a.Delete(b.Context(), name, "eth0"); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -35,6 +35,7 @@ type kernelModel struct {
 	next     int
 	ops      []string
 	step     func(op string)       // after each write; nil: none
+	enter    func(op string)       // before the lock of CreateDevice; nil: none
 	fail     func(op string) error // before each call; nil: never
 }
 
@@ -79,6 +80,9 @@ func (k *kernelModel) wrote(op string) {
 }
 
 func (k *kernelModel) CreateDevice(ep Endpoint) (int, net.HardwareAddr, error) {
+	if k.enter != nil {
+		k.enter("CreateDevice")
+	}
 	defer k.mu.Unlock()
 	if err := k.begin("CreateDevice"); err != nil {
 		return 0, nil, err
@@ -344,6 +348,7 @@ type memStore struct {
 	ids  map[string]identity.ID
 	next identity.ID
 	down bool
+	tell func(upsert bool, id identity.ID, key string) // to the allocator that watches
 }
 
 func newStore() *memStore { return &memStore{ids: map[string]identity.ID{}, next: identity.MinCluster} }
@@ -362,7 +367,10 @@ func (s *memStore) Allocate(ctx context.Context, key string) (identity.ID, error
 }
 func (s *memStore) Adopt(string, identity.ID)                          {}
 func (s *memStore) Release(context.Context, string, identity.ID) error { return nil }
-func (s *memStore) Watch(ctx context.Context, _ func(bool, identity.ID, string)) error {
+func (s *memStore) Watch(ctx context.Context, tell func(bool, identity.ID, string)) error {
+	s.mu.Lock()
+	s.tell = tell
+	s.mu.Unlock()
 	<-ctx.Done()
 	return nil
 }
@@ -394,7 +402,8 @@ func startLogging(t testing.TB, log *slog.Logger, k *kernelModel, store *memStor
 	t.Helper()
 	a := &agent{t: t, kernel: k, store: store, dir: dir, db: state.New(), engine: policy.NewEngine(policy.Config{DualStack: true})}
 	table := identity.NewTable(a.db)
-	a.ids = identity.New(quiet, identity.Config{DualStack: true}, store, table)
+	conflict := func(id identity.ID, _ labels.Labels) { a.Reidentify(id) }
+	a.ids = identity.New(quiet, identity.Config{DualStack: true, Conflict: conflict}, store, table)
 	restored := maps.Clone(k.prefixes)
 	a.ids.RestoreCIDRs(restored)
 	var err error
@@ -431,15 +440,18 @@ func (a *agent) restart() *agent {
 	return startAgent(a.t, a.kernel, a.store, a.dir)
 }
 
-// run runs the agent's Run until the test ends.
+// run runs the agent's Run, and its allocator's, until the test ends.
 func (a *agent) run() {
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
+	done := make(chan error, 2)
 	go func() { done <- a.Run(ctx) }()
+	go func() { done <- a.ids.Run(ctx) }()
 	a.t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
-			a.t.Errorf("Run: %v", err)
+		for range 2 {
+			if err := <-done; err != nil {
+				a.t.Errorf("Run: %v", err)
+			}
 		}
 	})
 }
@@ -489,6 +501,15 @@ func (a *agent) can(ep Endpoint, dir verdict.Direction, remote netip.Addr, port 
 	a.kernel.mu.Lock()
 	defer a.kernel.mu.Unlock()
 	return a.kernel.verdict(ep.Ifindex, dir, remote, port) == verdict.Allow
+}
+
+// idle tells whether no endpoint is there and none is being worked on.
+func (a *agent) idle() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.attachments.mu.Lock()
+	defer a.attachments.mu.Unlock()
+	return a.rows.Len() == 0 && len(a.notes) == 0 && len(a.attachments.locks) == 0
 }
 
 // empty fails the test if anything is left of endpoints.

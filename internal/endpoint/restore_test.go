@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"porin/internal/identity"
 	"porin/internal/labels"
 	"porin/internal/verdict"
 )
@@ -254,30 +255,39 @@ func TestTwoFilesWithOneAddress(t *testing.T) {
 	}
 }
 
-// TestStoreGaveOtherNumber: the endpoint keeps working under the number it had until it has the new one.
-func TestStoreGaveOtherNumber(t *testing.T) {
+// TestStoreDisagrees: another node has our number for other labels. The endpoint gets a new number and keeps its rights;
+// who has the old one now does not get them.
+func TestStoreDisagrees(t *testing.T) {
 	a := newAgent(t, allowWeb)
 	web, client := a.create("web", "k8s:app=web"), a.create("client", "k8s:app=client")
-	a.store.mu.Lock()
-	for key := range a.store.ids {
-		a.store.ids[key] += 1000
-	}
-	a.store.mu.Unlock()
 	b := a.restart()
 	b.apply(allowWeb)
 	b.run()
-	if !b.can(web, verdict.Ingress, client.IPv4, 80) {
-		t.Error("allowed traffic was cut")
-	}
-	b.Reidentify(client.Identity)
-	b.eventually("all claims are made", func() bool {
+	b.eventually("the store is watched and all claims are made", func() bool {
+		b.store.mu.Lock()
+		defer b.store.mu.Unlock()
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		return !b.notes[web.ID].unclaimed && !b.notes[client.ID].doubted
+		return b.store.tell != nil && !b.notes[web.ID].unclaimed && !b.notes[client.ID].unclaimed
 	})
-	if !b.can(web, verdict.Ingress, client.IPv4, 80) {
-		t.Error("allowed traffic is cut")
+	stranger := labels.New(labels.Label{Source: "k8s", Key: "app", Value: "stranger"}).Key()
+	b.store.mu.Lock()
+	b.store.ids = map[string]identity.ID{stranger: client.Identity, web.Security.Key(): web.Identity}
+	b.store.next += 100
+	b.store.mu.Unlock()
+	b.store.tell(true, client.Identity, stranger)
+	b.eventually("client has a new number", func() bool {
+		row, _ := b.ByID(client.ID)
+		return row.Identity != client.Identity && row.Phase == Ready
+	})
+	if !b.can(web, verdict.Ingress, client.IPv4, 80) || !b.can(web, verdict.Ingress, client.IPv6, 80) {
+		t.Error("client lost its rights")
 	}
+	b.eventually("the old number means a stranger", func() bool {
+		b.kernel.mu.Lock()
+		defer b.kernel.mu.Unlock()
+		return b.kernel.rows[web.Ifindex].in.peers[client.Identity] == nil
+	})
 }
 
 func TestForeignStateDirIsRefused(t *testing.T) {
