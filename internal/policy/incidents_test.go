@@ -298,6 +298,62 @@ func TestUntouchedSubjectsStay(t *testing.T) {
 	runtime.KeepAlive(now)
 }
 
+// TestKeysDiffer: whatever differs in a rule makes another subject, however little it is.
+func TestKeysDiffer(t *testing.T) {
+	keys := map[SubjectKey]string{}
+	for _, entry := range []string{
+		"", "{fromEntities: [host]}", "{fromEntities: [init]}", "{fromEntities: [host, init]}", "{fromEntities: [all]}", "{fromEntities: []}",
+		"{fromCIDR: [10.0.0.0/8]}", "{fromCIDR: [11.0.0.0/8]}", "{fromCIDR: [10.0.0.0/9]}", "{fromCIDRSet: [{cidr: 10.0.0.0/8, except: [10.1.0.0/16]}]}",
+		"{fromCIDRSet: [{cidr: 10.0.0.0/8, except: [10.2.0.0/16]}]}", "{fromEndpoints: [{matchLabels: {a: b}}]}", "{fromEndpoints: [{matchLabels: {a: c}}]}",
+		"{fromEndpoints: [{matchLabels: {b: b}}]}", "{fromEndpoints: [{matchExpressions: [{key: a, operator: NotIn, values: [b]}]}]}",
+		"{fromEndpoints: [{matchLabels: {'reserved:host': ''}}]}", "{toPorts: [{ports: [{port: 1, protocol: TCP}]}]}", "{toPorts: [{ports: [{port: 1, protocol: UDP}]}]}",
+		"{toPorts: [{ports: [{port: 1}]}]}", "{toPorts: [{ports: [{port: 2, protocol: TCP}]}]}", "{toPorts: [{ports: [{port: 1, endPort: 2, protocol: TCP}]}]}",
+		"{toPorts: [{ports: [{protocol: TCP}]}]}", "{toPorts: [{ports: [{protocol: ICMP}]}]}", "{icmps: [{fields: [{type: 0}]}]}", "{icmps: [{fields: [{family: IPv6, type: 0}]}]}",
+		"{fromEntities: [host], toPorts: [{ports: [{port: 1, protocol: TCP}]}]}", "{fromEntities: [host]}, {fromEntities: [init]}", "{fromEntities: [init]}, {fromEntities: [host]}",
+	} {
+		for _, list := range []string{"ingress", "ingressDeny"} {
+			for _, more := range []string{"", "\nenableDefaultDeny: {ingress: false}"} {
+				if entry == "" && list+more != "ingress" {
+					continue // these mean the same, and it is no mistake to see that
+				}
+				doc := red(db + list + ": [" + entry + "]" + more)
+				e := NewEngine(Config{})
+				e.UpdatePolicies(mustParse(t, doc), nil)
+				in, out, err := e.Resolve(pod(t, 1000, "k8s:app=db", "k8s:io.kubernetes.pod.namespace=red"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if keys[out.Key] == "" {
+					keys[out.Key] = "nothing said about egress"
+				}
+				if was := keys[in.Key]; was != "" {
+					t.Errorf("equal keys:\n%s\n%s", was, doc)
+				}
+				keys[in.Key] = doc
+			}
+		}
+	}
+}
+
+// TestNoUselessRows: an identity that is selected, but judged as everyone else is, gets no row.
+func TestNoUselessRows(t *testing.T) {
+	e := NewEngine(Config{AllowLocalhost: LocalhostPolicy})
+	e.UpdatePolicies(mustParse(t, red(db+"ingressDeny: [{fromEntities: [all]}]\ningress: [{fromEndpoints: [{matchLabels: {app: web}}]}]")), nil)
+	web := pod(t, 1001, "k8s:app=web", "k8s:io.kubernetes.pod.namespace=red")
+	subject := pod(t, 1000, "k8s:app=db", "k8s:io.kubernetes.pod.namespace=red")
+	in, _, err := e.Resolve(subject)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := e.UpdateIdentities([]identity.Identity{web}, nil); len(p) != 0 {
+		t.Errorf("patches %v, want none", p)
+	}
+	e.Forget(in.Key)
+	if in, _, _ = e.Resolve(subject); len(in.Peers) != 0 {
+		t.Errorf("rows %v, want none", in.Peers)
+	}
+}
+
 // TestForgotten: no patch for a forgotten subject, and nothing of it stays behind.
 func TestForgotten(t *testing.T) {
 	e := NewEngine(Config{})
