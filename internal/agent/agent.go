@@ -191,6 +191,9 @@ func (a *agent) sweep(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
+			if ok, _ := a.store.Healthy(); !ok {
+				continue
+			}
 			if err := a.identities.Sweep(ctx); err != nil && ctx.Err() == nil {
 				a.log.Warn("unused identities are kept for now", "err", err)
 			}

@@ -267,7 +267,8 @@ func (a *Allocator) Restore(id ID, ls labels.Labels) error {
 	return nil
 }
 
-// Sweep gives numbers back to the store that nobody on this node has used for a while. Call it now and then.
+// Sweep gives numbers back to the store that nobody on this node has used for a while. Call it now and then. It stops at
+// the first fault: while the store does not answer, each number would wait for it, and whoever asks for it too.
 func (a *Allocator) Sweep(ctx context.Context) error {
 	a.mu.Lock()
 	var idle []string
@@ -278,13 +279,12 @@ func (a *Allocator) Sweep(ctx context.Context) error {
 	}
 	a.mu.Unlock()
 	slices.Sort(idle)
-	var errs []error
 	for _, key := range idle {
 		if err := a.sweep(ctx, key); err != nil {
-			errs = append(errs, err)
+			return err
 		}
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 func (a *Allocator) expired(c *claim) bool {
