@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"io"
 	"log/slog"
 	"math/big"
@@ -23,6 +24,9 @@ import (
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
+	"golang.org/x/sys/unix"
+
+	"porin/internal/identity"
 )
 
 func TestSocketIsForTheOwnerOnly(t *testing.T) {
@@ -250,4 +254,86 @@ func sign(t *testing.T, dir, name string, tmpl *x509.Certificate, by *authority)
 		t.Fatal(err)
 	}
 	return cert, key
+}
+
+// The disk of the store is full: its process ends or refuses, known numbers stay, and everything is well again when there
+// is room.
+func TestRootDiskFull(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("PORIN_UNIT") == "1" {
+			t.Skip("unit run without root")
+		}
+		t.Fatal("needs root: run with sudo")
+	}
+	dir := shortDir(t)
+	disk := filepath.Join(dir, "disk")
+	if err := os.Mkdir(disk, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=160m,mode=0700"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(disk, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	cfg := ServerConfig{filepath.Join(disk, "etcd"), filepath.Join(dir, "etcd.sock")}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := Process{Log: logTo(t), Path: self, Args: []string{"serve-store", cfg.Dir, cfg.Socket}}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+
+	n := newNode(t, "a", cfg.Endpoint(), func(c *Config) { c.Timeout = 2 * time.Second })
+	var id identity.ID
+	eventually(t, "the store works", func() bool {
+		var err error
+		id, err = n.Allocate(t.Context(), "k8s:app=before;")
+		return err == nil
+	})
+	filler := filepath.Join(disk, "filler")
+	fill(t, filler)
+	// more than the store has set aside
+	full := false
+	for i := 0; i < 200 && !full; i++ {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		_, err := n.etcd.Put(ctx, "porin/noise/"+text(identity.ID(i)), strings.Repeat("x", 1<<20))
+		cancel()
+		full = err != nil
+	}
+	if !full {
+		t.Fatal("200 MiB went onto a full disk")
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "new label sets get numbers again", func() bool {
+		_, err := n.Allocate(t.Context(), "k8s:app=after;")
+		return err == nil
+	})
+	if got := n.keys(idPrefix)[text(id)]; got != "k8s:app=before;" {
+		t.Errorf("the number from before means %q", got)
+	}
+}
+
+// fill writes until there is no room.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for block := make([]byte, 1<<20); ; {
+		if _, err := f.Write(block); errors.Is(err, unix.ENOSPC) {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
 }
