@@ -46,7 +46,7 @@ const (
 	defaultGrace  = 100 * time.Millisecond
 	defaultCheck  = 2 * time.Second
 	defaultSweep  = 10 * time.Second
-	freshSubject  = 30 * time.Second // a subject that no endpoint ever used is kept this long
+	freshSubject  = 10 * time.Second // a subject that was put is kept this long without a user
 	minEventBytes = 64 << 10
 )
 

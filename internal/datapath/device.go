@@ -326,12 +326,25 @@ func ifindexOf(name string) (int, error) {
 
 // present tells whether a device exists; in doubt it does.
 func present(ifindex int) bool {
+	name, err := nameOf(ifindex)
+	return err != nil || name != ""
+}
+
+// nameOf is the reverse of ifindexOf; empty if there is no such device.
+func nameOf(ifindex int) (string, error) {
 	req, err := unix.NewIfreq("")
 	if err != nil {
-		return true
+		return "", fmt.Errorf("device %d: %w", ifindex, err)
 	}
 	req.SetUint32(uint32(ifindex))
-	return !errors.Is(askDevice(unix.SIOCGIFNAME, req), unix.ENODEV)
+	err = askDevice(unix.SIOCGIFNAME, req)
+	if errors.Is(err, unix.ENODEV) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("device %d: %w", ifindex, err)
+	}
+	return req.Name(), nil
 }
 
 func askDevice(what uint, req *unix.Ifreq) error {

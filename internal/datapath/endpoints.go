@@ -21,14 +21,17 @@ type attachment struct {
 	up      bool              // the device was brought up after its rows were written
 }
 
-// restoreAttachments reads the rows of endpoints back. Rows of devices that are gone go too, with the peers rows that lead to them.
+// restoreAttachments reads the rows of endpoints back. Rows of devices that are gone go too, with the peers rows that lead
+// to them. A device counts as a workload's when it has the gateway's MAC: its name may have been changed, and its number may
+// be another device's after the network namespace was made anew.
 func (d *Datapath) restoreAttachments() error {
 	rows, err := d.endpoints.all()
 	if err != nil {
 		return err
 	}
 	for ifindex, row := range rows {
-		if present(int(ifindex)) {
+		dev, err := netlink.LinkByIndex(int(ifindex))
+		if err == nil && dev.Type() == "veth" && dev.Attrs().HardwareAddr.String() == d.host.mac.String() {
 			d.attached[ifindex] = &attachment{row: row}
 			continue
 		}
@@ -41,7 +44,19 @@ func (d *Datapath) restoreAttachments() error {
 
 // PutSubject writes a subject completely or not at all.
 func (d *Datapath) PutSubject(s *policy.Subject) error {
-	return d.noteFull(d.policy.put(s, time.Now()))
+	err := d.policy.put(s, time.Now())
+	var full *MapFullError
+	if errors.As(err, &full) {
+		// what nobody uses any more may be all that is in the way
+		if _, e := d.prune(time.Now(), true); e != nil {
+			return errors.Join(err, e)
+		}
+		err = d.policy.put(s, time.Now())
+	}
+	if err != nil {
+		poke(d.committed) // tables that were written for it have no user
+	}
+	return d.noteFull(err)
 }
 
 // PatchSubject changes rows of a subject in place, all or none.

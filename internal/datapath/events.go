@@ -17,8 +17,12 @@ import (
 // eventHead is the least that an event record holds: everything before the packet's bytes.
 const eventHead = int(unsafe.Offsetof(bpf.Event{}.Snap))
 
-// eventsEvery is how often the ring is looked into: its writer wakes nobody before a quarter of it is full (event.h).
-const eventsEvery = 20 * time.Millisecond
+// How often the ring is looked into, since its writer wakes nobody (event.h): often enough for people, and when the last
+// look found an eighth of the ring full, often enough for a flood.
+const (
+	eventsEvery = 20 * time.Millisecond
+	eventsFlood = time.Millisecond
+)
 
 // Events calls f with every event of the ring until ctx ends or the datapath is closed. The event is valid during the call
 // only; nothing is allocated per event. One reader at a time.
@@ -29,13 +33,19 @@ func (d *Datapath) Events(ctx context.Context, f func(*bpf.Event)) error {
 	var rec ringbuf.Record
 	var ev bpf.Event
 	d.reader.SetDeadline(time.Now().Add(eventsEvery))
+	read := 0 // bytes since the last look
 	for ctx.Err() == nil {
 		if err := d.reader.ReadInto(&rec); err != nil {
 			if errors.Is(err, ringbuf.ErrClosed) || ctx.Err() != nil {
 				return nil
 			}
 			if errors.Is(err, os.ErrDeadlineExceeded) { // everything in the ring has been read
-				d.reader.SetDeadline(time.Now().Add(eventsEvery))
+				next := eventsEvery
+				if read > d.reader.BufferSize()/8 {
+					next = eventsFlood
+				}
+				read = 0
+				d.reader.SetDeadline(time.Now().Add(next))
 				continue
 			}
 			if errors.Is(err, ringbuf.ErrFlushed) { // of an earlier call's end
@@ -43,6 +53,7 @@ func (d *Datapath) Events(ctx context.Context, f func(*bpf.Event)) error {
 			}
 			return fmt.Errorf("read ring of events: %w", err)
 		}
+		read += len(rec.RawSample)
 		if !decodeEvent(rec.RawSample, &ev) {
 			d.lost.Add(1)
 			continue

@@ -78,7 +78,7 @@ func (h *hooks) adopt(bpfRoot string) error {
 			if err != nil {
 				return fmt.Errorf("open pinned link %s: %w", path, err)
 			}
-			if _, twice := h.links[k]; !alive(l) || twice {
+			if _, twice := h.links[k]; !aliveOn(l, k.ifindex) || twice {
 				l.Close()
 				_ = os.Remove(path)
 				continue
@@ -94,7 +94,13 @@ func (h *hooks) adopt(bpfRoot string) error {
 				}
 				continue
 			}
-			if err := l.Update(prog); err != nil {
+			err = l.Update(prog)
+			if errors.Is(err, unix.ENOLINK) { // the device went this instant
+				l.Close()
+				_ = os.Remove(path)
+				continue
+			}
+			if err != nil {
 				l.Close()
 				return fmt.Errorf("replace %s on device %d: %w", k.prog, k.ifindex, err)
 			}
@@ -110,13 +116,20 @@ func (h *hooks) adopt(bpfRoot string) error {
 }
 
 // alive tells whether l still sits on a device: the kernel zeroes the ifindex when the device goes or somebody detaches it.
-func alive(l link.Link) bool {
+func alive(l link.Link) bool { return ifindexOfLink(l) != 0 }
+
+// aliveOn tells whether l sits on the device of that number: one that moved to another namespace may have a new one there.
+func aliveOn(l link.Link, ifindex int) bool { return ifindexOfLink(l) == ifindex }
+
+func ifindexOfLink(l link.Link) int {
 	info, err := l.Info()
 	if err != nil {
-		return false
+		return 0
 	}
-	tcx := info.TCX()
-	return tcx != nil && tcx.Ifindex != 0
+	if tcx := info.TCX(); tcx != nil {
+		return int(tcx.Ifindex)
+	}
+	return 0
 }
 
 // attach puts prog on a device unless it is there already.
@@ -142,7 +155,7 @@ func (h *hooks) attachLocked(k hook) error {
 		return nil
 	}
 	if l := h.links[k]; l != nil {
-		if alive(l) {
+		if aliveOn(l, k.ifindex) {
 			return nil
 		}
 		l.Close()
@@ -242,7 +255,7 @@ func (h *hooks) check() (repaired []hook, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for k, l := range h.links {
-		if (l == nil || !alive(l)) && !present(k.ifindex) {
+		if (l == nil || !aliveOn(l, k.ifindex)) && !present(k.ifindex) {
 			if l != nil {
 				l.Close()
 				_ = os.Remove(filepath.Join(h.dir.links(), k.pinName()))
@@ -262,7 +275,7 @@ func (h *hooks) check() (repaired []hook, err error) {
 			}
 			continue
 		}
-		if !alive(l) {
+		if !aliveOn(l, k.ifindex) {
 			if e := h.attachLocked(k); e != nil {
 				h.links[k] = l // tried again at the next check
 				err = errors.Join(err, e)

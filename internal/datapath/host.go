@@ -95,24 +95,21 @@ func (h *host) uplinkNames() []string {
 
 // ensure makes everything as it should be and changes nothing that is so already.
 func (h *host) ensure() error {
-	ups, err := h.findUplinks()
-	if err != nil {
-		return err
-	}
+	ups, missing := h.findUplinks() // a missing uplink is reported, but the rest must not suffer from it
 	h.mu.Lock()
 	h.uplinks = ups
 	h.mu.Unlock()
 	if err := h.forwarding(ups); err != nil {
-		return err
+		return errors.Join(missing, err)
 	}
 	dev, err := h.ensurePair()
 	if err != nil {
-		return fmt.Errorf("device %s: %w", hostDevice, err)
+		return errors.Join(missing, fmt.Errorf("device %s: %w", hostDevice, err))
 	}
 	h.mu.Lock()
 	h.ifindex = dev.Attrs().Index
 	h.mu.Unlock()
-	return h.ensureRoutes(dev)
+	return errors.Join(missing, h.ensureRoutes(dev))
 }
 
 func (h *host) ensurePair() (netlink.Link, error) {
@@ -294,12 +291,13 @@ func setSysctlV6(dev, name, value string) error {
 
 // findUplinks returns the configured devices, or those with a default route. They must be Ethernet: the programs read
 // and write Ethernet headers.
-func (h *host) findUplinks() ([]uplink, error) {
+func (h *host) findUplinks() (ups []uplink, missing error) {
 	var indexes []int
 	for _, name := range h.cfg.Devices {
 		i, err := ifindexOf(name)
 		if err != nil {
-			return nil, fmt.Errorf("uplink %s: %w; correct --devices", name, err)
+			missing = errors.Join(missing, fmt.Errorf("uplink %s: %w; correct --devices", name, err))
+			continue
 		}
 		indexes = append(indexes, i)
 	}
@@ -309,7 +307,6 @@ func (h *host) findUplinks() ([]uplink, error) {
 			return nil, err
 		}
 	}
-	var ups []uplink
 	for _, i := range indexes {
 		l, err := netlink.LinkByIndex(i)
 		if err != nil {
@@ -321,9 +318,8 @@ func (h *host) findUplinks() ([]uplink, error) {
 		}
 		if a.EncapType != "ether" {
 			if len(h.cfg.Devices) > 0 {
-				return nil, fmt.Errorf("uplink %s: its frames are %s, porin needs Ethernet; choose others with --devices", a.Name, a.EncapType)
-			}
-			if !h.odd[a.Name] {
+				missing = errors.Join(missing, fmt.Errorf("uplink %s: its frames are %s, porin needs Ethernet; choose others with --devices", a.Name, a.EncapType))
+			} else if !h.odd[a.Name] {
 				h.odd[a.Name] = true
 				h.log.Warn("device with a default route is not Ethernet and not used", "device", a.Name, "kind", a.EncapType)
 			}
@@ -331,7 +327,7 @@ func (h *host) findUplinks() ([]uplink, error) {
 		}
 		ups = append(ups, uplink{a.Name, a.Index, a.MTU})
 	}
-	return ups, nil
+	return ups, missing
 }
 
 func defaultRouteDevices() ([]int, error) {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -28,7 +29,6 @@ import (
 // A layout without complete is what an agent left that died while it migrated; its maps hold nothing of worth, its links do.
 type layoutDir string
 
-func (l layoutDir) maps() string             { return filepath.Join(string(l), "maps") }
 func (l layoutDir) links() string            { return filepath.Join(string(l), "links") }
 func (l layoutDir) progs() string            { return filepath.Join(string(l), "progs") }
 func (l layoutDir) mapPin(n string) string   { return filepath.Join(string(l), "maps", n) }
@@ -53,6 +53,24 @@ func (l layoutDir) setComplete() error {
 	}
 	if err := os.Symlink(time.Now().UTC().Format("20060102T150405Z"), l.completePin()); err != nil {
 		return fmt.Errorf("mark layout complete: %w", err)
+	}
+	return nil
+}
+
+// ownFolder makes the folder that holds all layouts and refuses one that anybody else could have filled: a pinned program or
+// map that is not ours would be taken over like our own.
+func ownFolder(bpfRoot string) error {
+	dir := filepath.Join(bpfRoot, "porin")
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("pin folder: %w", err)
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("pin folder: %w", err)
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !info.IsDir() || !ok || int(st.Uid) != os.Geteuid() || info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("pin folder %s: it must be a folder of uid %d that nobody else may write to, but is %v; remove it", dir, os.Geteuid(), info.Mode())
 	}
 	return nil
 }

@@ -467,6 +467,39 @@ func (l *eventLog) has(f func(bpf.Event) bool) bool {
 	return slices.ContainsFunc(l.all, f)
 }
 
+// A program that somebody took away leaves a device whose packets end in the stack, IPv4 and IPv6 alike, until it is back.
+func TestRootLiveMissingProgramDenies(t *testing.T) {
+	n, _ := liveNode(t)
+	d := n.open()
+	a, b := twoPods(t, d)
+	serve(t, "", 8080)
+	targets := map[string]int{"10.7.0.12": 80, "fd07::c": 80, "10.7.0.1": 8080, "fd07::1": 8080, nodeV4: 8080, nodeV6: 8080}
+	for dst, port := range targets {
+		if _, err := tcp(t, place(a.Netns), dst, port); err != nil {
+			t.Fatalf("before: %s: %v", dst, err)
+		}
+	}
+	for _, ep := range []endpoint.Endpoint{a, b} {
+		if err := d.hooks.links[hook{progPod, ep.Ifindex}].Detach(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for dst, port := range targets {
+		if _, err := tcp(t, place(a.Netns), dst, port); err == nil {
+			t.Errorf("%s answers to a pod whose program is gone", dst)
+		}
+	}
+	run(t, d)
+	wait(t, "the programs are back", func() bool {
+		return attachedNow(t, d, hook{progPod, a.Ifindex}) && attachedNow(t, d, hook{progPod, b.Ifindex})
+	})
+	for dst, port := range targets {
+		if _, err := tcp(t, place(a.Netns), dst, port); err != nil {
+			t.Errorf("after: %s: %v", dst, err)
+		}
+	}
+}
+
 // The first packet of a workload is delivered, and not one leaves before its policy is in force.
 func TestRootLiveFirstPacket(t *testing.T) {
 	n, _ := liveNode(t)

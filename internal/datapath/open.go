@@ -78,7 +78,7 @@ func open(log *slog.Logger, cfg Config, sets []*ebpf.CollectionSpec) (_ *Datapat
 	if err := probe(); err != nil {
 		return nil, err
 	}
-	if err := mountBPF(cfg.BPFRoot); err != nil {
+	if err := errors.Join(mountBPF(cfg.BPFRoot), ownFolder(cfg.BPFRoot)); err != nil {
 		return nil, err
 	}
 	objs, err := newObjects(sets, cfg.MapSizes)

@@ -36,14 +36,15 @@ type policyMaps struct {
 
 // subject is one that stands in the maps.
 type subject struct {
-	id      uint32
-	key     policy.SubjectKey
-	cookie  policy.Cookie
-	peers   map[identity.ID]*verdicts
-	other   *verdicts
-	users   int       // endpoints rows
-	ever    bool      // an endpoint used it once
-	touched time.Time // last put, or the moment the last user left
+	id     uint32
+	key    policy.SubjectKey
+	cookie policy.Cookie
+	peers  map[identity.ID]*verdicts
+	other  *verdicts
+	users  int       // endpoints rows
+	ever   bool      // an endpoint used it once
+	put    time.Time // last asked for: an endpoint may be about to point to it
+	left   time.Time // when the last user left
 }
 
 // verdicts is a verdict table that stands in the maps.
@@ -111,7 +112,7 @@ func (p *policyMaps) put(s *policy.Subject, now time.Time) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if sub := p.subjects[s.Key]; sub != nil {
-		sub.touched = now
+		sub.put = now
 		var gone []identity.ID
 		for id := range sub.peers {
 			if s.Peers[id] == nil {
@@ -120,7 +121,7 @@ func (p *policyMaps) put(s *policy.Subject, now time.Time) error {
 		}
 		return p.change(sub, s.Peers, gone, now)
 	}
-	sub := &subject{id: p.nextSubject, key: s.Key, cookie: s.Default, peers: map[identity.ID]*verdicts{}, touched: now}
+	sub := &subject{id: p.nextSubject, key: s.Key, cookie: s.Default, peers: map[identity.ID]*verdicts{}, put: now}
 	p.nextSubject++ // never taken back: an id that failed may have been seen by nobody, but costs nothing
 	other, err := p.ensureTable(s.Else)
 	if err != nil {
@@ -279,14 +280,14 @@ func (p *policyMaps) unuse(key policy.SubjectKey, now time.Time) {
 	defer p.mu.Unlock()
 	if sub := p.subjects[key]; sub != nil {
 		if sub.users--; sub.users == 0 {
-			sub.touched = now
+			sub.left = now
 		}
 	}
 }
 
 // prune frees subjects and tables without users since grace, and what a former agent left that no row of endpoints names.
 // It tells when something that is not due yet will be.
-func (p *policyMaps) prune(now time.Time, inRows func() (map[uint32]bool, error)) (next time.Time, err error) {
+func (p *policyMaps) prune(now time.Time, need bool, inRows func() (map[uint32]bool, error)) (next time.Time, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	later := func(t time.Time) {
@@ -298,9 +299,9 @@ func (p *policyMaps) prune(now time.Time, inRows func() (map[uint32]bool, error)
 		if sub.users > 0 {
 			continue
 		}
-		due := sub.touched.Add(p.cfg.Grace)
-		if !sub.ever {
-			due = sub.touched.Add(freshSubject) // put, and its endpoint is about to point to it
+		due := sub.put.Add(freshSubject)
+		if left := sub.left.Add(p.cfg.Grace); sub.ever && (need || left.After(due)) {
+			due = left
 		}
 		if now.Before(due) {
 			later(due)

@@ -92,7 +92,7 @@ func TestRootSubjectsShareTablesAndArePruned(t *testing.T) {
 	ep = wire(t, d, ep)
 	later := time.Now().Add(time.Second)
 	// "two" was never used and is kept a while; then it goes, with the table that only it used
-	if _, err := d.prune(later); err != nil {
+	if _, err := d.prune(later, false); err != nil {
 		t.Fatal(err)
 	}
 	if d.policy.subjects["two"] == nil {
@@ -101,7 +101,7 @@ func TestRootSubjectsShareTablesAndArePruned(t *testing.T) {
 	later = later.Add(freshSubject)
 	for range 2 { // subjects, then the tables they held
 		later = later.Add(time.Second)
-		if _, err := d.prune(later); err != nil {
+		if _, err := d.prune(later, false); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -117,11 +117,11 @@ func TestRootSubjectsShareTablesAndArePruned(t *testing.T) {
 	if err := d.WriteEndpoint(ep); err != nil {
 		t.Fatal(err)
 	}
-	if next, err := d.prune(time.Now()); err != nil || next.IsZero() || d.policy.subjects["one"] == nil {
+	if next, err := d.prune(time.Now(), false); err != nil || next.IsZero() || d.policy.subjects["one"] == nil {
 		t.Fatalf("pruned without grace: next %v err %v", next, err)
 	}
 	for i := range 2 {
-		if _, err := d.prune(time.Now().Add(time.Duration(i+1) * time.Second)); err != nil {
+		if _, err := d.prune(time.Now().Add(freshSubject+time.Duration(i+1)*time.Second), false); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -141,7 +141,7 @@ func TestRootPruneAfterRestart(t *testing.T) {
 	d.Close()
 
 	d = n.open()
-	if _, err := d.prune(time.Now()); err != nil {
+	if _, err := d.prune(time.Now(), false); err != nil {
 		t.Fatal(err)
 	}
 	if peers, single, ranged := policyRows(t, d); peers != 2 || single != 1 || ranged != 0 {
@@ -151,11 +151,36 @@ func TestRootPruneAfterRestart(t *testing.T) {
 	if err := d.WriteEndpoint(ep); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.prune(time.Now()); err != nil {
+	if _, err := d.prune(time.Now(), false); err != nil {
 		t.Fatal(err)
 	}
 	if peers, single, _ := policyRows(t, d); peers != 2 || single != 1 || d.policy.orphans {
 		t.Errorf("rows %d %d, orphans %v: the former agent's must be gone", peers, single, d.policy.orphans)
+	}
+}
+
+// Rows that nobody uses do not keep a new subject out.
+func TestRootFullMapIsCleared(t *testing.T) {
+	n := newNode(t)
+	n.cfg.PolicyMax = 16
+	n.cfg.Grace = time.Nanosecond
+	d := n.open()
+	putAllow(t, d)
+	ep := wire(t, d, pod(t, 23))
+	for i := range 100 {
+		s := &policy.Subject{Key: policy.SubjectKey(fmt.Sprint("generation ", i)), Else: ports(fmt.Sprint("table ", i), uint16(i+1), uint16(i+1)), Peers: map[identity.ID]*policy.Table{
+			1001: ports(fmt.Sprint("first of ", i), 1, 1), 1002: ports(fmt.Sprint("second of ", i), 2, 2), 1003: denyAll(),
+		}}
+		if err := d.PutSubject(s); err != nil {
+			t.Fatalf("generation %d: %v", i, err)
+		}
+		ep.Ingress = s.Key
+		if err := errors.Join(d.WriteEndpoint(ep), d.Commit()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(d.Alarms()) != 0 {
+		t.Errorf("alarms %v", d.Alarms())
 	}
 }
 
@@ -191,7 +216,7 @@ func TestRootFullMapsLeaveNothing(t *testing.T) {
 			}
 			if after := dumpOf(t, d); !reflect.DeepEqual(before, after) {
 				// tables without a user may wait for their pruning
-				if _, err := d.prune(time.Now().Add(time.Second)); err != nil {
+				if _, err := d.prune(time.Now().Add(time.Second), false); err != nil {
 					t.Fatal(err)
 				}
 				if after = dumpOf(t, d); !reflect.DeepEqual(before, after) {

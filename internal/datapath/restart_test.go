@@ -295,6 +295,32 @@ func TestRootLostMapPinsAreRecovered(t *testing.T) {
 	}
 }
 
+// Where anybody may make folders in bpffs, nobody else's is taken for ours.
+func TestRootForeignPinFolderIsRefused(t *testing.T) {
+	n := newNode(t)
+	if err := mountBPF(n.cfg.BPFRoot); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(n.cfg.BPFRoot, "porin")
+	for name, spoil := range map[string]func() error{
+		"writable by all": func() error { return os.Chmod(dir, 0o777) },
+		"of another user": func() error { return os.Chown(dir, 65534, 65534) },
+	} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.tryOpen(); err == nil || !strings.Contains(err.Error(), "pin folder") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := os.Remove(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestRootWrongFileSystemIsRefused(t *testing.T) {
 	n := newNode(t)
 	if err := os.MkdirAll(n.cfg.BPFRoot, 0o700); err != nil {

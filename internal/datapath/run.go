@@ -89,7 +89,7 @@ func (d *Datapath) keepHost(ctx context.Context) error {
 		case <-d.committed:
 			prune.Reset(d.cfg.Grace)
 		case <-prune.C:
-			switch next, err := d.prune(time.Now()); {
+			switch next, err := d.prune(time.Now(), false); {
 			case err != nil:
 				d.log.Warn("freeing unused policy rows", "err", err)
 				prune.Reset(d.cfg.CheckInterval)
@@ -141,6 +141,9 @@ func (d *Datapath) checkPins() error {
 	if err := mountBPF(d.cfg.BPFRoot); err != nil {
 		return err
 	}
+	if err := ownFolder(d.cfg.BPFRoot); err != nil {
+		return err
+	}
 	if err := d.dir.make(); err != nil {
 		return err
 	}
@@ -168,9 +171,10 @@ func (d *Datapath) checkPins() error {
 	return d.dir.setComplete()
 }
 
-// prune frees the policy rows that nothing names any more.
-func (d *Datapath) prune(now time.Time) (next time.Time, err error) {
-	return d.policy.prune(now, func() (map[uint32]bool, error) {
+// prune frees the policy rows that nothing names any more. In need it does not wait for subjects that were put once more
+// without being used since.
+func (d *Datapath) prune(now time.Time, need bool) (next time.Time, err error) {
+	return d.policy.prune(now, need, func() (map[uint32]bool, error) {
 		rows, err := d.endpoints.all()
 		if err != nil {
 			return nil, err

@@ -33,28 +33,6 @@ func (d *Datapath) Survivors() ([]endpoint.Endpoint, error) {
 	return out, nil
 }
 
-// nameOf is the reverse of ifindexOf; empty if there is no such device.
-func nameOf(ifindex int) (string, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return "", fmt.Errorf("socket: %w", err)
-	}
-	defer unix.Close(fd)
-	req, err := unix.NewIfreq("")
-	if err != nil {
-		return "", fmt.Errorf("device %d: %w", ifindex, err)
-	}
-	req.SetUint32(uint32(ifindex))
-	switch err := unix.IoctlIfreq(fd, unix.SIOCGIFNAME, req); err {
-	case nil:
-		return req.Name(), nil
-	case unix.ENODEV:
-		return "", nil
-	default:
-		return "", fmt.Errorf("device %d: %w", ifindex, err)
-	}
-}
-
 // CheckDevice compares the workload's side with what CreateDevice made: somebody inside, or another plugin, may have
 // changed it.
 func (d *Datapath) CheckDevice(ep endpoint.Endpoint) error {
