@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"strconv"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -206,5 +205,3 @@ func holds(ls labels.Labels, want []labels.Label) bool {
 	}
 	return true
 }
-
-func number(id identity.ID) string { return strconv.FormatUint(uint64(id), 10) }

@@ -513,8 +513,13 @@ func TestFileNamesOfPolicies(t *testing.T) {
 	seen := map[string]policy.Ref{}
 	long := strings.Repeat("a", 250)
 	for _, r := range []policy.Ref{
-		{Kind: "K", Namespace: "a", Name: "b"}, {Kind: "K", Name: "a_b"}, {Kind: "K", Name: "b"}, {Kind: "K", Namespace: "a.b", Name: "c"},
-		{Kind: "K", Namespace: "n", Name: long}, {Kind: "K", Namespace: "m", Name: long}, {Kind: "K", Namespace: "..", Name: "../../etc/passwd"},
+		{Kind: "K", Namespace: "a", Name: "b"},
+		{Kind: "K", Name: "a_b"},
+		{Kind: "K", Name: "b"},
+		{Kind: "K", Namespace: "a.b", Name: "c"},
+		{Kind: "K", Namespace: "n", Name: long},
+		{Kind: "K", Namespace: "m", Name: long},
+		{Kind: "K", Namespace: "..", Name: "../../etc/passwd"},
 	} {
 		name := s.name(r)
 		if other, dup := seen[name]; dup {
