@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -93,9 +94,7 @@ func (s *fakeStore) Watch(ctx context.Context, f func(bool, ID, string)) error {
 	s.mu.Lock()
 	s.watchers = append(s.watchers, f)
 	known := make(map[string]ID)
-	for k, id := range s.keys {
-		known[k] = id
-	}
+	maps.Copy(known, s.keys)
 	s.mu.Unlock()
 	for k, id := range known {
 		f(true, id, k)

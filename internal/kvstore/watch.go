@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -140,9 +141,7 @@ func (s *Identities) replace(ids, resting map[identity.ID]string, f func(bool, i
 		s.sets[set] = id
 	}
 	told := make(map[identity.ID]string, len(ids)) // ids may grow under our feet once unlocked
-	for id, set := range ids {
-		told[id] = set
-	}
+	maps.Copy(told, ids)
 	s.mu.Unlock()
 	for id, set := range old {
 		if _, still := told[id]; !still {
