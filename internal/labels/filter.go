@@ -20,26 +20,28 @@ type filterRule struct {
 }
 
 // What the field keeps and drops unless told otherwise; patterns match from the start of the key.
-var defaultFilter = []string{
-	`reserved:.*`,
-	`io\.kubernetes\.pod\.namespace$`,
-	`io\.cilium\.k8s\.namespace\.labels\.`,
-	`io\.cilium\.k8s\.policy\.`,
-	`app\.kubernetes\.io`,
-	`!io\.kubernetes`,
-	`!kubernetes\.io`,
-	`!.*beta\.kubernetes\.io`,
-	`!k8s\.io`,
-	`!statefulset\.kubernetes\.io/pod-name`,
-	`!apps\.kubernetes\.io/pod-index`,
-	`!batch\.kubernetes\.io/job-completion-index`,
-	`!batch\.kubernetes\.io/controller-uid`,
-	`!topology\.kubernetes\.io`,
-	`!controller-uid`,
-	`!pod-template-generation`,
-	`!pod-template-hash`,
-	`!controller-revision-hash`,
-	`!annotation.*`,
+func defaultFilter() []string {
+	return []string{
+		`reserved:.*`,
+		`io\.kubernetes\.pod\.namespace$`,
+		`io\.cilium\.k8s\.namespace\.labels\.`,
+		`io\.cilium\.k8s\.policy\.`,
+		`app\.kubernetes\.io`,
+		`!io\.kubernetes`,
+		`!kubernetes\.io`,
+		`!.*beta\.kubernetes\.io`,
+		`!k8s\.io`,
+		`!statefulset\.kubernetes\.io/pod-name`,
+		`!apps\.kubernetes\.io/pod-index`,
+		`!batch\.kubernetes\.io/job-completion-index`,
+		`!batch\.kubernetes\.io/controller-uid`,
+		`!topology\.kubernetes\.io`,
+		`!controller-uid`,
+		`!pod-template-generation`,
+		`!pod-template-hash`,
+		`!controller-revision-hash`,
+		`!annotation.*`,
+	}
 }
 
 // DefaultFilter is ParseFilter of an empty specification.
@@ -57,7 +59,7 @@ func DefaultFilter() *Filter {
 // match wins, and dropping wins at the same length.
 func ParseFilter(spec string) (*Filter, error) {
 	f := &Filter{}
-	for _, word := range defaultFilter {
+	for _, word := range defaultFilter() {
 		r, err := parseFilterRule(word)
 		if err != nil {
 			return nil, err

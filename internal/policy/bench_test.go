@@ -173,3 +173,64 @@ func BenchmarkResolve1kCIDRRules(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// BenchmarkUnchanged: what a change of policies costs per endpoint that it does not concern.
+func BenchmarkUnchanged(b *testing.B) {
+	e, subject := shape(b, "overlapping")
+	in, out, err := e.Resolve(subject)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("keys", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if k, l := e.Keys(subject); k != in.Key || l != out.Key {
+				b.Fatal(k, l)
+			}
+		}
+	})
+	b.Run("resolve", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if again, _, _ := e.Resolve(subject); again != in {
+				b.Fatal("made anew")
+			}
+		}
+	})
+}
+
+// BenchmarkPolicyReplaced: one of 30,000 policies is replaced; its pod's subject is resolved anew.
+func BenchmarkPolicyReplaced(b *testing.B) {
+	e := NewEngine(Config{DualStack: true})
+	var ids []identity.Identity
+	for i := range 6000 {
+		ids = append(ids, workload(1000+i, fmt.Sprintf("app=a%d", i%1000), fmt.Sprintf("tier=t%d", i/1000)))
+	}
+	e.UpdateIdentities(ids, nil)
+	var docs []string
+	for i := range 30000 {
+		docs = append(docs, document(fmt.Sprintf("p%d", i), fmt.Sprintf("app: a%d", i%1000),
+			[]string{fmt.Sprintf("{fromEndpoints: [{matchLabels: {app: a%d}}], toPorts: [{ports: [{port: %d}]}]}", (i*7)%1000, 1+i%9999)}))
+	}
+	for part := 0; part < len(docs); part += 10000 {
+		e.UpdatePolicies(mustParse(b, docs[part:part+10000]...), nil)
+	}
+	variants := [][]*Policy{mustParse(b, strings.Replace(docs[17], "toPorts", "toPorts ", 1)), mustParse(b, strings.Replace(docs[17], "port: ", "port: 1", 1))}
+	subject := ids[17]
+	in, _, err := e.Resolve(subject)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	n := 0
+	for b.Loop() {
+		n++
+		e.UpdatePolicies(variants[n%2], nil)
+		now, _, err := e.Resolve(subject)
+		if err != nil {
+			b.Fatal(err)
+		}
+		e.Forget(in.Key)
+		in = now
+	}
+}

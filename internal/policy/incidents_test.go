@@ -319,9 +319,13 @@ func TestKeysDiffer(t *testing.T) {
 				doc := red(db + list + ": [" + entry + "]" + more)
 				e := NewEngine(Config{})
 				e.UpdatePolicies(mustParse(t, doc), nil)
-				in, out, err := e.Resolve(pod(t, 1000, "k8s:app=db", "k8s:io.kubernetes.pod.namespace=red"))
+				subject := pod(t, 1000, "k8s:app=db", "k8s:io.kubernetes.pod.namespace=red")
+				in, out, err := e.Resolve(subject)
 				if err != nil {
 					t.Fatal(err)
+				}
+				if k, l := e.Keys(subject); k != in.Key || l != out.Key {
+					t.Errorf("Keys says %s and %s, Resolve %s and %s", k, l, in.Key, out.Key)
 				}
 				if keys[out.Key] == "" {
 					keys[out.Key] = "nothing said about egress"

@@ -25,8 +25,9 @@ type resolved struct {
 	peers      []*Table       // by slot; nil: as everyone else
 	classes    map[string]*Table
 	snapshot   weak.Pointer[Subject]
-	rows       int     // of the tables made
-	pending    []int32 // scratch of addIdentity
+	small      *Subject // keeps the snapshot, unless it is big
+	rows       int      // of the tables made
+	pending    []int32  // scratch of addIdentity
 }
 
 func (r *resolved) peer(n int32) *Table {
@@ -41,7 +42,7 @@ func (r *resolved) setPeer(n int32, t *Table) {
 		r.peers = append(r.peers, make([]*Table, int(n)+1-len(r.peers))...)
 	}
 	r.peers[n] = t
-	r.snapshot = weak.Pointer[Subject]{}
+	r.snapshot, r.small = weak.Pointer[Subject]{}, nil
 }
 
 // count returns the rows of the tables in use.
@@ -90,6 +91,15 @@ func (e *Engine) Resolve(id identity.Identity) (ingress, egress *Subject, err er
 		return nil, nil, fmt.Errorf("resolve policy of identity %s: %w", id.ID, err)
 	}
 	return ingress, egress, nil
+}
+
+// Keys returns the keys of the subjects that Resolve would return, without making them: enough to see that a change
+// does not concern an identity.
+func (e *Engine) Keys(id identity.Identity) (ingress, egress SubjectKey) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	groups := e.groups(&id)
+	return e.plan(&id, groups, verdict.Ingress).key, e.plan(&id, groups, verdict.Egress).key
 }
 
 // Forget drops a subject that nobody uses any more: no patch is made for it afterwards.
@@ -192,7 +202,9 @@ func (e *Engine) subject(p plan) (*Subject, error) {
 			s.Peers[e.people.slots[i].ID] = t
 		}
 	}
-	r.snapshot = weak.Make(s)
+	if r.snapshot = weak.Make(s); n <= 4096 {
+		r.small = s
+	}
 	return s, nil
 }
 
