@@ -12,7 +12,7 @@
 /* Neighbour discovery and the like are between neighbours; no pod has one behind these hooks. */
 static __always_inline enum verdict host_guard(struct packet *p)
 {
-	if (p->proto == IPPROTO_ICMPV6 && p->icmp_type >= ND_ROUTER_SOLICIT && p->icmp_type <= ND_RENUMBER)
+	if (is_nd(p))
 		return drop(p, DROP_FORBIDDEN_ICMP6);
 	return p->ttl ? NEXT : drop(p, DROP_TTL);
 }
@@ -50,7 +50,9 @@ int host_egress(struct __sk_buff *ctx)
 		return TC_ACT_SHOT;
 	v = host_parse(ctx, p);
 	if (v == NEXT)
-		v = conntrack_find(ctx, p, &e);
+		e = conntrack_lookup(ctx, p);
+	if (v == NEXT)
+		v = conntrack_find(p, &e);
 	if (v == NEXT)
 		v = conntrack_verdict(p, e);
 	if (v == NEXT)
@@ -105,7 +107,9 @@ int uplink_ingress(struct __sk_buff *ctx)
 		return TC_ACT_SHOT;
 	v = uplink_parse(ctx, p);
 	if (v == NEXT)
-		v = conntrack_find(ctx, p, &e);
+		e = conntrack_lookup(ctx, p);
+	if (v == NEXT)
+		v = conntrack_find(p, &e);
 	if (v == NEXT)
 		v = conntrack_verdict(p, e);
 	if (v == NEXT)

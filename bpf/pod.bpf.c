@@ -15,7 +15,6 @@ SEC("tc/pod_egress")
 int pod_egress(struct __sk_buff *ctx)
 {
 	struct packet *p = packet_new(ctx, POINT_FROM_ENDPOINT);
-	const struct endpoint *ep;
 	struct ct_entry *e = NULL;
 	enum verdict v;
 
@@ -23,17 +22,17 @@ int pod_egress(struct __sk_buff *ctx)
 		return TC_ACT_SHOT;
 	ctx->mark = 0; /* a pod's own marks mean nothing here */
 	ctx->priority = 0;
-	v = source_endpoint(ctx, p, &ep);
+	v = parse_packet(ctx, p);
 	if (v == NEXT)
-		v = parse_l3(ctx, p);
+		e = conntrack_lookup(ctx, p);
+	if (v == NEXT && conntrack_knows_source(ctx, p, e))
+		p->flags |= PF_OWN;
+	else if (v == NEXT)
+		v = source_check(ctx, p);
 	if (v == NEXT)
-		v = source_address(ctx, p, ep);
+		v = source_guard(ctx, p);
 	if (v == NEXT)
-		v = parse_l4(ctx, p);
-	if (v == NEXT)
-		v = source_guard(ctx, p, ep);
-	if (v == NEXT)
-		v = conntrack_find(ctx, p, &e);
+		v = conntrack_find(p, &e);
 	if (v == NEXT)
 		v = conntrack_verdict(p, e);
 	if (v == NEXT)

@@ -188,7 +188,8 @@ type CTEntry struct {
 	ProxyPort  Port
 	Reason     uint8 // when Action denies
 	Direction  uint8 // that denied
-	_          uint32
+	LoMAC      [6]byte
+	HiMAC      [6]byte
 	Reported   uint64
 	LoToHi     CTCount
 	HiToLo     CTCount

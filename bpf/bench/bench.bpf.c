@@ -82,7 +82,6 @@ SEC("tc/first_packet")
 int first_packet(struct __sk_buff *ctx)
 {
 	struct packet *p = packet_new(ctx, POINT_FROM_ENDPOINT);
-	const struct endpoint *ep;
 	struct ct_entry *e = NULL;
 	enum verdict v;
 
@@ -90,19 +89,19 @@ int first_packet(struct __sk_buff *ctx)
 		return TC_ACT_SHOT;
 	ctx->mark = 0;
 	ctx->priority = 0;
-	v = source_endpoint(ctx, p, &ep);
-	if (v == NEXT)
-		v = parse_l3(ctx, p);
-	if (v == NEXT)
-		v = source_address(ctx, p, ep);
-	if (v == NEXT)
-		v = parse_l4(ctx, p);
+	v = parse_packet(ctx, p);
 	p->dst.w[3] = bpf_htonl(FIRST_PEER + any() % PEERS);
 	p->sport = any();
 	if (v == NEXT)
-		v = source_guard(ctx, p, ep);
+		e = conntrack_lookup(ctx, p);
+	if (v == NEXT && conntrack_knows_source(ctx, p, e))
+		p->flags |= PF_OWN;
+	else if (v == NEXT)
+		v = source_check(ctx, p);
 	if (v == NEXT)
-		v = conntrack_find(ctx, p, &e);
+		v = source_guard(ctx, p);
+	if (v == NEXT)
+		v = conntrack_find(p, &e);
 	if (v == NEXT)
 		v = conntrack_verdict(p, e);
 	return finish(ctx, p, v == NEXT ? V_HOST : v, DIR_EGRESS);
@@ -120,77 +119,62 @@ struct ct_key4 {
 	__u16 pad;
 };
 
-struct endpoint4 {
-	__u32 identity;
-	__u32 subject_in;
-	__u32 subject_out;
-	__u16 id;
-	__u16 flags;
-	__be32 v4;
-	__u8 mac[6];
-	__u8 pad[2];
-};
-
 /* conntrack4: conntrack with 16-byte keys.
  * 32-bit canonical tuple -> the same entry.
- * Written and read by pod_egress4 and bench.go.
+ * Written by bench.go, read by pod_egress4.
  * As conntrack.
  */
 MAP(conntrack4, BPF_MAP_TYPE_LRU_HASH, struct ct_key4, struct ct_entry, 524288, 0);
 
-/* endpoints4: endpoints with one 32-bit address.
- * ifindex -> endpoint.
- * Written by bench.go, read by pod_egress4.
- * As endpoints.
- */
-MAP(endpoints4, BPF_MAP_TYPE_HASH, __u32, struct endpoint4, 4096, 0);
-
-static __always_inline enum verdict parse4(struct __sk_buff *ctx, struct packet *p, const struct endpoint4 *ep,
-					   __be32 *src, __be32 *dst)
+/* parse_packet without IPv6, addresses as they stand in the header. */
+static __always_inline enum verdict parse4(struct __sk_buff *ctx, struct packet *p, __be32 *src, __be32 *dst)
 {
 	void *data, *end;
 	struct iphdr *ip;
-	__u32 total;
+	__u32 total, header;
 	__u64 sum = 0;
 
 	if (ctx->vlan_present)
 		return drop(p, DROP_VLAN);
 	if (!packet_bytes(ctx, ETH_HLEN + sizeof(*ip), &data, &end))
 		return drop(p, DROP_INVALID_PACKET);
-	if (!mac_equal(((struct ethhdr *)data)->h_source, ep->mac))
-		return drop(p, DROP_INVALID_SOURCE_MAC);
 	p->ethertype = ((struct ethhdr *)data)->h_proto;
 	if (p->ethertype != bpf_htons(ETH_P_IP))
 		return drop(p, DROP_UNSUPPORTED_L3);
 	ip = data + ETH_HLEN;
+	header = ip->ihl * 4;
 	total = bpf_ntohs(ip->tot_len);
-	if (ip->version != 4 || ip->ihl != 5 || total < sizeof(*ip) || total + ETH_HLEN > p->len ||
-	    ip->frag_off & bpf_htons(0x3fff))
-		return drop(p, DROP_INVALID_PACKET);
-	for (int i = 0; i < 5; i++)
-		sum += ((__u32 *)ip)[i];
-	if (csum_fold(sum))
+	if (ip->version != 4 || header < sizeof(*ip) || total < header || total + ETH_HLEN > p->len)
 		return drop(p, DROP_INVALID_PACKET);
 	*src = ip->saddr;
 	*dst = ip->daddr;
 	p->flags |= PF_L3 | PF_V4;
 	p->proto = ip->protocol;
 	p->ttl = ip->ttl;
-	p->l4_off = ETH_HLEN + sizeof(*ip);
+	p->l4_off = ETH_HLEN + header;
 	p->l4_end = ETH_HLEN + total;
 	p->frag_start = p->l4_off;
-	if (ip->saddr != ep->v4)
-		return drop(p, DROP_INVALID_SOURCE_IP);
-	p->flags |= PF_OWN;
+	for (int i = 0; i < 5; i++)
+		sum += ((__u32 *)ip)[i];
+	if (ip->frag_off & bpf_htons(0x3fff)) {
+		enum verdict v = fragment_v4(p, bpf_ntohs(ip->frag_off), ip->id);
+
+		if (v != NEXT)
+			return v;
+	}
+	if (header > sizeof(*ip))
+		return drop(p, DROP_IP_OPTION);
+	if (csum_fold(sum))
+		return drop(p, DROP_INVALID_PACKET);
 	return parse_l4(ctx, p);
 }
 
-static __always_inline enum verdict guard4(struct __sk_buff *ctx, struct packet *p, const struct endpoint4 *ep,
-					   __be32 src, __be32 dst)
+/* source_guard on 32 bits. */
+static __always_inline enum verdict guard4(struct __sk_buff *ctx, struct packet *p, __be32 src, __be32 dst)
 {
 	const struct settings *s = settings_get();
-	void *data, *end;
 	__u32 w = bpf_ntohl(dst);
+	void *data, *end;
 
 	if (!s)
 		return drop(p, DROP_INTERNAL);
@@ -204,65 +188,52 @@ static __always_inline enum verdict guard4(struct __sk_buff *ctx, struct packet 
 		return drop(p, DROP_UNSUPPORTED_L2);
 	if (w >> 24 == 0 || w >> 24 == 127 || w >> 28 == 15 || src == dst)
 		return drop(p, DROP_UNROUTABLE);
-	if (!p->ttl)
-		return drop(p, DROP_TTL);
-	return ep->flags & EP_LOCKDOWN ? drop(p, DROP_NO_SUBJECT) : NEXT;
+	return p->ttl ? NEXT : drop(p, DROP_TTL);
 }
 
 SEC("tc/pod_egress4")
 int pod_egress4(struct __sk_buff *ctx)
 {
 	struct packet *p = packet_new(ctx, POINT_FROM_ENDPOINT);
-	const struct settings *s = settings_get();
-	const struct endpoint4 *ep, *to;
+	struct ct_entry *e = NULL;
 	struct ct_key4 key = {};
-	struct ct_entry *e;
-	void *data, *end;
-	struct ethhdr *eth;
-	__be32 src, dst;
+	__be32 src = 0, dst = 0;
 	enum verdict v;
+	bool echo, hi;
 
-	if (!p || !s)
+	if (!p)
 		return TC_ACT_SHOT;
 	ctx->mark = 0;
 	ctx->priority = 0;
-	ep = bpf_map_lookup_elem(&endpoints4, &p->ifindex);
-	if (!ep)
-		return finish(ctx, p, drop(p, DROP_ENDPOINT_NOT_READY), DIR_EGRESS);
-	p->src_identity = ep->identity;
-	p->src_ep = ep->id;
-	v = parse4(ctx, p, ep, &src, &dst);
+	v = parse4(ctx, p, &src, &dst);
+	if (v == NEXT) {
+		hi = bpf_ntohl(dst) < bpf_ntohl(src);
+		echo = is_echo(p);
+		key.lo = hi ? dst : src;
+		key.hi = hi ? src : dst;
+		key.lo_port = hi ? p->dport : p->sport;
+		key.hi_port = hi ? p->sport : p->dport;
+		key.proto = p->proto;
+		key.role = is_icmp(p->proto) ? hi != (echo && is_echo_reply(p)) : 0;
+		p->src_hi = hi;
+		p->echo = echo;
+		e = bpf_map_lookup_elem(&conntrack4, &key);
+		if (e && e->expires < p->now)
+			e = NULL;
+	}
+	/* Only the established path is timed: everything else ends here. */
+	if (v == NEXT && (!conntrack_knows_source(ctx, p, e) || p->flags & PF_ERROR))
+		v = drop(p, DROP_CT_NO_FLOW);
+	p->flags |= PF_OWN;
 	if (v == NEXT)
-		v = guard4(ctx, p, ep, src, dst);
-	if (v != NEXT)
-		return finish(ctx, p, v, DIR_EGRESS);
-
-	p->src_hi = bpf_ntohl(dst) < bpf_ntohl(src);
-	key.lo = p->src_hi ? dst : src;
-	key.hi = p->src_hi ? src : dst;
-	key.lo_port = p->src_hi ? p->dport : p->sport;
-	key.hi_port = p->src_hi ? p->sport : p->dport;
-	key.proto = p->proto;
-	e = bpf_map_lookup_elem(&conntrack4, &key);
-	if (!e || e->expires < p->now || e->epoch != p->epoch ||
-	    (p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
-	     (e->initiator != p->src_hi || conntrack_closing(e->flags))))
-		return finish(ctx, p, drop(p, DROP_CT_NO_FLOW), DIR_EGRESS);
-	p->status = e->initiator == p->src_hi ? CT_ESTABLISHED : CT_REPLY;
-	v = conntrack_cached(p, e);
-	if (v != NEXT)
-		return finish(ctx, p, v, DIR_EGRESS);
-	conntrack_count(s, p, e);
-
-	to = bpf_map_lookup_elem(&endpoints4, &p->dst_ifindex);
-	if (!to || to->flags & EP_LOCKDOWN || to->v4 != dst || !packet_bytes(ctx, ETH_HLEN, &data, &end))
-		return finish(ctx, p, drop(p, DROP_UNKNOWN_L3_TARGET), DIR_EGRESS);
-	p->dst_ep = to->id;
-	eth = data;
-	mac_copy(eth->h_dest, to->mac);
-	mac_copy(eth->h_source, s->gateway_mac);
-	p->out_ifindex = p->dst_ifindex;
-	return finish(ctx, p, V_PEER, DIR_EGRESS);
+		v = guard4(ctx, p, src, dst);
+	if (v == NEXT)
+		v = conntrack_find(p, &e);
+	if (v == NEXT)
+		v = conntrack_verdict(p, e);
+	if (v == NEXT)
+		v = route_pod(ctx, p);
+	return finish(ctx, p, v, DIR_EGRESS);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -139,8 +139,6 @@ func (r *rig) fill() error {
 		put("endpoints", uint32(2), bpf.Endpoint{
 			Identity: 1002, SubjectIn: 1, SubjectOut: 2, ID: 2, V4: bpf.AddrFrom(podB()), MAC: mac(),
 		}),
-		put("endpoints4", uint32(1), endpoint4{Identity: 1001, ID: 1, V4: podA().As4(), MAC: mac()}),
-		put("endpoints4", uint32(2), endpoint4{Identity: 1002, ID: 2, V4: podB().As4(), MAC: mac()}),
 		put("peers", bpf.AddrFrom(podA()), bpf.Peer{Identity: 1001, Ifindex: 1, Flags: bpf.PeerLocal}),
 		put("peers", bpf.AddrFrom(podB()), bpf.Peer{Identity: 1002, Ifindex: 2, Flags: bpf.PeerLocal}),
 		put("policy_peers", bpf.PolicyPeerKey{Subject: 1}, bpf.PolicyPeer{Table: 100}),
@@ -181,14 +179,6 @@ func (r *rig) fillPeers() error {
 	return nil
 }
 
-type endpoint4 struct {
-	Identity, SubjectIn, SubjectOut uint32
-	ID, Flags                       uint16
-	V4                              [4]byte
-	MAC                             [6]byte
-	_                               [2]byte
-}
-
 type ctKey4 struct {
 	Lo, Hi         [4]byte
 	LoPort, HiPort bpf.Port
@@ -200,7 +190,7 @@ type ctKey4 struct {
 func (r *rig) fillFlows() error {
 	e := bpf.CTEntry{
 		Expires: 1 << 62, Epoch: 1, LoIfindex: 1, HiIfindex: 2, LoIdentity: 1001, HiIdentity: 1002, CookieOut: 1, CookieIn: 1,
-		Action: 1, Flags: bpf.CTSeenReply, TCPFlags: 0x1f,
+		Action: 1, Flags: bpf.CTSeenReply, TCPFlags: 0x1f, LoMAC: mac(), HiMAC: mac(),
 	}
 	key := bpf.CTKey{
 		Lo: bpf.AddrFrom(podA()), Hi: bpf.AddrFrom(podB()), LoPort: bpf.PortFrom(40000), HiPort: bpf.PortFrom(80), Proto: 6,
@@ -226,6 +216,8 @@ func (r *rig) drain() (stop func(), err error) {
 		defer close(done)
 		var rec ringbuf.Record
 		for {
+			// The programs wake nobody.
+			rd.SetDeadline(time.Now().Add(time.Millisecond))
 			if err := rd.ReadInto(&rec); errors.Is(err, os.ErrClosed) {
 				return
 			}

@@ -20,7 +20,6 @@ const (
 	BenchMapConntrack4    = "conntrack4"
 	BenchMapCounters      = "counters"
 	BenchMapEndpoints     = "endpoints"
-	BenchMapEndpoints4    = "endpoints4"
 	BenchMapEpoch         = "epoch"
 	BenchMapEvents        = "events"
 	BenchMapFragments     = "fragments"
@@ -103,7 +102,6 @@ type BenchMapSpecs struct {
 	Conntrack4   *ebpf.MapSpec `ebpf:"conntrack4"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Endpoints    *ebpf.MapSpec `ebpf:"endpoints"`
-	Endpoints4   *ebpf.MapSpec `ebpf:"endpoints4"`
 	Epoch        *ebpf.MapSpec `ebpf:"epoch"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
@@ -148,7 +146,6 @@ type BenchMaps struct {
 	Conntrack4   *ebpf.Map `ebpf:"conntrack4"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Endpoints    *ebpf.Map `ebpf:"endpoints"`
-	Endpoints4   *ebpf.Map `ebpf:"endpoints4"`
 	Epoch        *ebpf.Map `ebpf:"epoch"`
 	Events       *ebpf.Map `ebpf:"events"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
@@ -169,7 +166,6 @@ func (m *BenchMaps) Close() error {
 		m.Conntrack4,
 		m.Counters,
 		m.Endpoints,
-		m.Endpoints4,
 		m.Epoch,
 		m.Events,
 		m.Fragments,

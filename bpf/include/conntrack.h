@@ -44,42 +44,54 @@ static __always_inline __u8 conntrack_close_flags(const struct packet *p)
 	return flags;
 }
 
-/* Which flow a packet belongs to. Leaves *entry NULL for a new one. */
-static __always_inline enum verdict conntrack_find(struct __sk_buff *ctx, struct packet *p, struct ct_entry **entry)
+/* The live flow of a packet, or of the packet that an ICMP error is about: the only lookup. */
+static __always_inline struct ct_entry *conntrack_lookup(struct __sk_buff *ctx, struct packet *p)
 {
 	struct ct_entry *e;
-	bool first;
 
-	*entry = NULL;
-	if (p->flags & PF_ERROR) {
-		enum verdict v = icmp_inner(ctx, p);
-
-		if (v != NEXT)
-			return v;
-	} else {
+	p->fault = REASON_NONE;
+	if (!(p->flags & PF_L4))
+		return NULL;
+	if (!(p->flags & PF_ERROR)) {
 		conntrack_key(p, &p->src, &p->dst, p->sport, p->dport, p->proto, is_echo(p), is_echo_reply(p));
+	} else if (icmp_inner(ctx, p) != NEXT) {
+		p->fault = p->reason; /* told when the sender is known to be who he says */
+		return NULL;
 	}
 	e = bpf_map_lookup_elem(&conntrack, &p->key);
-	if (e && e->expires < p->now)
-		e = NULL;
-	first = e && e->initiator == p->src_hi;
-	if (p->flags & PF_ERROR) {
-		/* About a packet that went this way: the initiator's, or an answer once there was one. */
-		if (!e || (!first && !(e->flags & CTF_SEEN_REPLY)))
-			return drop(p, DROP_CT_NO_FLOW);
-		p->status = CT_RELATED;
-		*entry = e;
-		return NEXT;
-	}
+	return e && e->expires >= p->now ? e : NULL;
+}
+
+/* An ICMP error is related when it is about a packet that went this way: the initiator's, or an answer once there was
+ * one. A pod is no router that could speak about others' packets.
+ */
+static __always_inline enum verdict conntrack_related(struct packet *p, const struct ct_entry *e)
+{
+	if (p->fault)
+		return drop(p, p->fault);
+	if (!e || (e->initiator != p->src_hi && !(e->flags & CTF_SEEN_REPLY)) ||
+	    (p->flags & PF_OWN && !addr_equal(&p->inner_dst, &p->src)))
+		return drop(p, DROP_CT_NO_FLOW);
+	p->status = CT_RELATED;
+	return NEXT;
+}
+
+/* What the packet is to its flow. Leaves *entry NULL when it begins one. */
+static __always_inline enum verdict conntrack_find(struct packet *p, struct ct_entry **entry)
+{
+	struct ct_entry *e = *entry;
+	bool first = e && e->initiator == p->src_hi;
+
+	if (p->flags & PF_ERROR)
+		return conntrack_related(p, e);
 	/* Whoever sends a bare SYN begins a flow: the responder of a live one has no right to it by that flow, and the
 	 * initiator's old one is over.
 	 */
 	if (e && p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
 	    (!first || conntrack_closing(e->flags)))
-		e = NULL;
+		e = *entry = NULL;
 	if (e) {
 		p->status = first ? CT_ESTABLISHED : CT_REPLY;
-		*entry = e;
 		return p->flags & PF_NATTED && first ? drop(p, DROP_CT_NO_FLOW) : NEXT;
 	}
 	if (p->flags & PF_NATTED || is_echo_reply(p))
@@ -90,7 +102,7 @@ static __always_inline enum verdict conntrack_find(struct __sk_buff *ctx, struct
 	return NEXT;
 }
 
-static __always_inline enum verdict conntrack_create(struct packet *p, const struct judgement *j)
+static __noinline enum verdict conntrack_create(struct packet *p, const struct judgement *j)
 {
 	struct ct_entry e = {};
 
@@ -103,6 +115,8 @@ static __always_inline enum verdict conntrack_create(struct packet *p, const str
 	e.hi_identity = j->hi.identity;
 	e.cookie_out = j->out.cookie;
 	e.cookie_in = j->in.cookie;
+	mac_copy(e.lo_mac, j->lo.mac);
+	mac_copy(e.hi_mac, j->hi.mac);
 	e.initiator = p->src_hi;
 	e.action = p->action;
 	e.tcp_flags = p->tcp_flags;
@@ -172,6 +186,7 @@ static __noinline enum verdict conntrack_judge(struct packet *p, struct ct_entry
 	p->dst_identity = dst->identity;
 	p->dst_ifindex = dst->ifindex;
 	p->dst_ep = dst->ep;
+	mac_copy(p->dst_mac, dst->mac);
 	if (!(p->flags & PF_ERROR)) {
 		p->src_identity = src->identity;
 		p->src_ifindex = src->ifindex;
@@ -193,12 +208,27 @@ static __noinline enum verdict conntrack_judge(struct packet *p, struct ct_entry
 	e->hi_identity = j.hi.identity;
 	e->cookie_out = j.out.cookie;
 	e->cookie_in = j.in.cookie;
+	mac_copy(e->lo_mac, j.lo.mac);
+	mac_copy(e->hi_mac, j.hi.mac);
 	e->reason = p->reason;
 	e->direction = p->direction;
 	e->action = p->action;
 	barrier();
 	e->epoch = p->epoch; /* last: another CPU takes the cached verdict as soon as it sees this */
 	return p->action == ACTION_DENY ? V_DROP : NEXT;
+}
+
+/* Has this very device, with this MAC, sent the sender's packets when the flow was judged in this epoch? Then its
+ * address is its own: endpoints do not change within an epoch.
+ */
+static __always_inline bool conntrack_knows_source(struct __sk_buff *ctx, const struct packet *p, const struct ct_entry *e)
+{
+	void *data, *end;
+
+	if (!e || e->epoch != p->epoch || p->flags & PF_ERROR ||
+	    (p->src_hi ? e->hi_ifindex : e->lo_ifindex) != p->ifindex || !packet_bytes(ctx, ETH_HLEN, &data, &end))
+		return false;
+	return mac_equal(((struct ethhdr *)data)->h_source, p->src_hi ? e->hi_mac : e->lo_mac);
 }
 
 /* The cached verdict and both ends, as the packet sees them. */
@@ -210,6 +240,7 @@ static __always_inline enum verdict conntrack_cached(struct packet *p, const str
 		dst_hi = p->src_hi;
 	p->dst_ifindex = dst_hi ? e->hi_ifindex : e->lo_ifindex;
 	p->dst_identity = dst_hi ? e->hi_identity : e->lo_identity;
+	mac_copy(p->dst_mac, dst_hi ? e->hi_mac : e->lo_mac);
 	if (!(p->flags & PF_ERROR)) {
 		p->src_ifindex = dst_hi ? e->lo_ifindex : e->hi_ifindex;
 		p->src_identity = dst_hi ? e->lo_identity : e->hi_identity;

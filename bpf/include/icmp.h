@@ -124,8 +124,7 @@ static __noinline enum verdict icmp_inner(struct __sk_buff *ctx, struct packet *
 			p->inner_l4 += sizeof(h);
 		}
 	}
-	/* It goes back to who sent the packet; and a pod is no router that could speak about others' packets. */
-	if (!addr_equal(&p->inner_src, &p->dst) || (p->flags & PF_OWN && !addr_equal(&p->inner_dst, &p->src)))
+	if (!addr_equal(&p->inner_src, &p->dst)) /* an error goes back to who sent the packet */
 		return drop(p, DROP_CT_NO_FLOW);
 	return icmp_inner_l4(ctx, p);
 }

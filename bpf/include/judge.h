@@ -18,6 +18,8 @@ struct side {
 	__u32 subject_out;
 	__u16 ep;
 	__u16 ep_flags;
+	__u8 mac[6];
+	__u8 pad[2];
 };
 
 struct judgement {
@@ -59,6 +61,7 @@ static __always_inline enum verdict judge_side(struct packet *p, const struct se
 	side->subject_out = 0;
 	side->ep = 0;
 	side->ep_flags = 0;
+	__builtin_memset(side->mac, 0, sizeof(side->mac));
 	if (own) {
 		side->ifindex = p->ifindex;
 		side->flags = PEER_LOCAL;
@@ -69,11 +72,14 @@ static __always_inline enum verdict judge_side(struct packet *p, const struct se
 		ep = bpf_map_lookup_elem(&endpoints, &side->ifindex);
 		if (!ep)
 			return drop(p, DROP_ENDPOINT_NOT_READY);
+		if (!addr_equal(a, addr_mapped(a) ? &ep->v4 : &ep->v6)) /* the device is another's by now */
+			return drop(p, DROP_UNKNOWN_L3_TARGET);
 		side->identity = ep->identity;
 		side->subject_in = ep->subject_in;
 		side->subject_out = ep->subject_out;
 		side->ep = ep->id;
 		side->ep_flags = ep->flags;
+		mac_copy(side->mac, ep->mac);
 		if (ep->flags & EP_LOCKDOWN) {
 			side->subject_in = 0;
 			side->subject_out = 0;

@@ -91,7 +91,7 @@ MAP(settings, BPF_MAP_TYPE_ARRAY, __u32, struct settings, 1, 0);
 
 /* epoch: number of the policy in force; a cached verdict of another epoch is judged anew.
  * 0 -> epoch.
- * Written by internal/datapath after every change of rules or identities; read by every program.
+ * Written by internal/datapath after every change of rules, identities or endpoints; read by every program.
  * One element.
  */
 MAP(epoch, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);

@@ -40,6 +40,12 @@ struct nd {
 	__u8 opt_mac[6];
 };
 
+static __always_inline bool is_nd(const struct packet *p)
+{
+	return p->proto == IPPROTO_ICMPV6 && !(p->flags & PF_LATER) && p->icmp_type >= ND_ROUTER_SOLICIT &&
+	       p->icmp_type <= ND_RENUMBER;
+}
+
 static __always_inline bool half_equal(const __be16 *half, __be32 v4)
 {
 	return half[0] == (__be16)(v4 & 0xffff) && half[1] == (__be16)(v4 >> 16);

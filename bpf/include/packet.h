@@ -67,7 +67,10 @@ struct packet {
 	__u16 inner_l4;   /* from the start of the frame */
 	__be16 inner_sport;
 	__be16 inner_dport;
-	__u8 pad[2];
+	__u8 fault; /* enum drop_reason: an ICMP error that belongs to no flow */
+	__u8 pad;
+	__u8 dst_mac[6]; /* of the pod behind dst_ifindex */
+	__u8 pad2[2];
 	struct addr inner_src;
 	struct addr inner_dst;
 	struct ct_key key;
@@ -190,10 +193,10 @@ static __always_inline void addr_copy(struct addr *to, const struct addr *from)
 
 static __always_inline void addr_v4(struct addr *a, __be32 v4)
 {
-	a->w[0] = 0;
-	a->w[1] = 0;
-	a->w[2] = bpf_htonl(0xffff);
-	a->w[3] = v4;
+	__u64 *x = (__u64 *)a;
+
+	x[0] = 0;
+	x[1] = (__u64)v4 << 32 | bpf_htonl(0xffff); /* little endian, as the objects are */
 }
 
 static __always_inline void addr_v6(struct addr *a, const void *v6)
@@ -211,7 +214,7 @@ static __always_inline bool addr_zero(const struct addr *a)
 /* The IPv6 form of an IPv4 address may not come in by the wire: it would pass for the IPv4 address. */
 static __always_inline bool addr_mapped(const struct addr *a)
 {
-	return !(a->w[0] | a->w[1]) && a->w[2] == bpf_htonl(0xffff);
+	return !((const __u64 *)a)[0] && a->w[2] == bpf_htonl(0xffff);
 }
 
 static __always_inline bool mac_equal(const void *a, const void *b)

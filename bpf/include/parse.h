@@ -324,3 +324,11 @@ static __always_inline enum verdict parse_l3(struct __sk_buff *ctx, struct packe
 		return drop(p, DROP_UNSUPPORTED_L2);
 	return drop(p, DROP_UNSUPPORTED_L3);
 }
+
+/* The whole packet. */
+static __always_inline enum verdict parse_packet(struct __sk_buff *ctx, struct packet *p)
+{
+	enum verdict v = parse_l3(ctx, p);
+
+	return v == NEXT && p->flags & PF_L3 ? parse_l4(ctx, p) : v;
+}

@@ -11,24 +11,14 @@
 /* To a pod of this node: one hop, so the TTL stays. */
 static __always_inline enum verdict route_local(struct __sk_buff *ctx, struct packet *p, enum verdict by)
 {
-	const struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &p->dst_ifindex);
 	const struct settings *s = settings_get();
 	void *data, *end;
 	struct ethhdr *eth;
 
-	if (!ep)
-		return drop(p, DROP_ENDPOINT_NOT_READY);
-	p->dst_ep = ep->id;
-	if (ep->flags & EP_LOCKDOWN) {
-		p->direction = DIR_INGRESS;
-		return drop(p, DROP_NO_SUBJECT);
-	}
-	if (!addr_equal(&p->dst, p->flags & PF_V4 ? &ep->v4 : &ep->v6))
-		return drop(p, DROP_UNKNOWN_L3_TARGET);
 	if (!s || !packet_bytes(ctx, ETH_HLEN, &data, &end))
 		return drop(p, DROP_INTERNAL);
 	eth = data;
-	mac_copy(eth->h_dest, ep->mac);
+	mac_copy(eth->h_dest, p->dst_mac);
 	mac_copy(eth->h_source, s->gateway_mac);
 	p->out_ifindex = p->dst_ifindex;
 	return by;

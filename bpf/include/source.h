@@ -6,39 +6,6 @@
 
 /* Who may send what: a pod speaks with its own MAC and address only, and not as a router or server of addresses. */
 
-static __always_inline enum verdict source_endpoint(struct __sk_buff *ctx, struct packet *p,
-						    const struct endpoint **row)
-{
-	const struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &p->ifindex);
-	void *data, *end;
-
-	*row = ep;
-	if (!ep)
-		return drop(p, DROP_ENDPOINT_NOT_READY);
-	p->src_identity = ep->identity;
-	p->src_ep = ep->id;
-	if (!packet_bytes(ctx, ETH_HLEN, &data, &end))
-		return drop(p, DROP_INVALID_PACKET);
-	if (!mac_equal(((struct ethhdr *)data)->h_source, ep->mac))
-		return drop(p, DROP_INVALID_SOURCE_MAC);
-	return NEXT;
-}
-
-static __always_inline enum verdict source_address(struct __sk_buff *ctx, struct packet *p, const struct endpoint *ep)
-{
-	if (p->ethertype == bpf_htons(ETH_P_ARP))
-		return neigh_arp(ctx, p, ep);
-	/* A pod without an address of the family has the zero one in its row. */
-	if (addr_equal(&p->src, p->flags & PF_V4 ? &ep->v4 : &ep->v6) && !addr_zero(&p->src)) {
-		p->flags |= PF_OWN;
-		return NEXT;
-	}
-	/* RFC 4862 5.4.2: the source of duplicate address detection is ::, see source_guard. */
-	if (addr_zero(&p->src) && p->proto == IPPROTO_ICMPV6 && !(p->flags & PF_LATER))
-		return NEXT;
-	return drop(p, DROP_INVALID_SOURCE_IP);
-}
-
 static __always_inline bool is_multicast(const struct packet *p)
 {
 	if (p->flags & PF_V4)
@@ -56,7 +23,37 @@ static __always_inline bool is_unroutable(const struct packet *p)
 	return (w & 0xffc00000) == 0xfe800000 || (!w && !p->dst.w[1] && !p->dst.w[2]);
 }
 
-static __always_inline enum verdict source_guard(struct __sk_buff *ctx, struct packet *p, const struct endpoint *ep)
+/* The pod behind the device is asked for its MAC and address. ARP and neighbour discovery end here. */
+static __noinline enum verdict source_check(struct __sk_buff *ctx, struct packet *p)
+{
+	const struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &p->ifindex);
+	void *data, *end;
+
+	if (!ep)
+		return drop(p, DROP_ENDPOINT_NOT_READY);
+	p->src_identity = ep->identity;
+	p->src_ep = ep->id;
+	if (!packet_bytes(ctx, ETH_HLEN, &data, &end))
+		return drop(p, DROP_INVALID_PACKET);
+	if (!mac_equal(((struct ethhdr *)data)->h_source, ep->mac))
+		return drop(p, DROP_INVALID_SOURCE_MAC);
+	if (p->ethertype == bpf_htons(ETH_P_ARP))
+		return neigh_arp(ctx, p, ep);
+	/* A pod without an address of the family has the zero one in its row. */
+	if (!addr_zero(&p->src) && addr_equal(&p->src, p->flags & PF_V4 ? &ep->v4 : &ep->v6))
+		p->flags |= PF_OWN;
+	/* RFC 4862 5.4.2: the source of duplicate address detection is :: */
+	else if (!addr_zero(&p->src) || !is_nd(p))
+		return drop(p, DROP_INVALID_SOURCE_IP);
+	if (is_nd(p))
+		return neigh_nd(ctx, p, ep);
+	if (ep->flags & EP_LOCKDOWN)
+		return drop(p, DROP_NO_SUBJECT);
+	return NEXT;
+}
+
+/* What no pod may send, whoever it is. */
+static __always_inline enum verdict source_guard(struct __sk_buff *ctx, struct packet *p)
 {
 	const struct settings *s = settings_get();
 	void *data, *end;
@@ -64,10 +61,6 @@ static __always_inline enum verdict source_guard(struct __sk_buff *ctx, struct p
 
 	if (!s)
 		return drop(p, DROP_INTERNAL);
-	if (p->proto == IPPROTO_ICMPV6 && p->icmp_type >= ND_ROUTER_SOLICIT && p->icmp_type <= ND_RENUMBER)
-		return neigh_nd(ctx, p, ep);
-	if (!(p->flags & PF_OWN))
-		return drop(p, DROP_INVALID_SOURCE_IP);
 	if (p->proto == IPPROTO_UDP && p->sport == (p->flags & PF_V4 ? bpf_htons(67) : bpf_htons(547)))
 		return drop(p, DROP_DHCP_SERVER);
 	if (is_multicast(p))
@@ -80,11 +73,5 @@ static __always_inline enum verdict source_guard(struct __sk_buff *ctx, struct p
 		return drop(p, eth->h_dest[0] & 1 ? DROP_MULTICAST : DROP_UNSUPPORTED_L2);
 	if (is_unroutable(p) || addr_equal(&p->src, &p->dst))
 		return drop(p, DROP_UNROUTABLE);
-	if (!p->ttl)
-		return drop(p, DROP_TTL);
-	if (ep->flags & EP_LOCKDOWN) {
-		p->direction = DIR_EGRESS;
-		return drop(p, DROP_NO_SUBJECT);
-	}
-	return NEXT;
+	return p->ttl ? NEXT : drop(p, DROP_TTL);
 }

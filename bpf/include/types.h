@@ -135,7 +135,8 @@ struct ct_entry {
 	__be16 proxy_port;
 	__u8 reason;    /* enum drop_reason, when action denies */
 	__u8 direction; /* enum direction that denied */
-	__u32 pad;
+	__u8 lo_mac[6]; /* of the pods behind lo_ifindex and hi_ifindex */
+	__u8 hi_mac[6];
 	__u64 reported; /* last periodic event, ns */
 	struct ct_count lo_to_hi;
 	struct ct_count hi_to_lo;
