@@ -13,13 +13,20 @@ import (
 	"github.com/cilium/ebpf"
 
 	"porin/bpf"
+	bpfbench "porin/bpf/bench"
 	"porin/internal/lab/space"
 )
 
-// packets measures the real programs of a real agent packet by packet, with BPF_PROG_TEST_RUN.
+// packets times the programs with BPF_PROG_TEST_RUN: alone on full maps, as package bpf/bench does it, and then those of
+// a running agent, where a first packet also meets the agent's reader of events.
 func (b *bench) packets(ctx context.Context) (err error) {
-	if err := b.lookups(); err != nil {
+	alone, _, err := bpfbench.Measure(runs, 100_000)
+	if err != nil {
 		return err
+	}
+	for _, m := range alone {
+		b.metrics[m.Name] = metric{Value: m.Min, Unit: "ns", Runs: m.Runs, Min: m.Min, Max: m.Max, Against: "an empty program"}
+		progress("%s: %.0f (%s)", m.Name, m.Min, m.About)
 	}
 	pod, down, err := b.podScene(ctx)
 	defer func() { err = errors.Join(err, down()) }()
@@ -165,8 +172,8 @@ func (b *bench) flows(n *node, pod scene) error {
 		at   end
 		data []byte
 	}{
-		"established_packet_ns":       {client, packet(client, server, sport, loadPort, ack)},
-		"established_reply_packet_ns": {server, packet(server, client, loadPort, sport, ack)},
+		"live_established_packet_ns": {client, packet(client, server, sport, loadPort, ack)},
+		"live_reply_packet_ns":       {server, packet(server, client, loadPort, sport, ack)},
 	} {
 		got, err := b.minNS(n.prog, nothing, p.data, p.at.ifindex, redirect)
 		if err != nil {
@@ -192,7 +199,7 @@ func (b *bench) firstPackets(n *node, nothing *ebpf.Program, packet func(end, en
 			}
 			empty = append(empty, ns)
 			if ns, err = testRun(n.prog, p, client.ifindex, 1, redirect); err != nil {
-				return fmt.Errorf("first_packet_ns: %w", err)
+				return fmt.Errorf("live_first_packet_ns: %w", err)
 			}
 			times = append(times, ns)
 		}
@@ -205,8 +212,8 @@ func (b *bench) firstPackets(n *node, nothing *ebpf.Program, packet func(end, en
 	for i := range all {
 		all[i] -= floor
 	}
-	b.metrics.lowest("first_packet_ns", "ns", "an empty program", all)
-	progress("first_packet_ns: %.0f", b.metrics["first_packet_ns"].Value)
+	b.metrics.lowest("live_first_packet_ns", "ns", "an empty program", all)
+	progress("live_first_packet_ns: %.0f", b.metrics["live_first_packet_ns"].Value)
 	return nil
 }
 
