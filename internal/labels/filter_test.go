@@ -7,14 +7,18 @@ import (
 )
 
 func TestDefaultFilter(t *testing.T) {
-	kept := []string{"k8s:app=web", "k8s:io.kubernetes.pod.namespace=default", "k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=x",
+	kept := []string{
+		"k8s:app=web", "k8s:io.kubernetes.pod.namespace=default", "k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=x",
 		"k8s:io.cilium.k8s.namespace.labels.pod-template-hash=1", "k8s:io.cilium.k8s.policy.serviceaccount=sa",
-		"k8s:io.cilium.k8s.policy.cluster=c", "k8s:app.kubernetes.io/name=x", "reserved:host", "container:com.example/x=1", "k8s:version=v1"}
-	dropped := []string{"k8s:io.kubernetes.container.name=x", "k8s:io.kubernetes.pod.namespace-not=x", "k8s:kubernetes.io/arch=x",
+		"k8s:io.cilium.k8s.policy.cluster=c", "k8s:app.kubernetes.io/name=x", "reserved:host", "container:com.example/x=1", "k8s:version=v1",
+	}
+	dropped := []string{
+		"k8s:io.kubernetes.container.name=x", "k8s:io.kubernetes.pod.namespace-not=x", "k8s:kubernetes.io/arch=x",
 		"k8s:node.beta.kubernetes.io/x=1", "k8s:beta.kubernetes.io/os=linux", "k8s:k8s.io/x=1", "k8s:pod-template-hash=abc",
 		"k8s:pod-template-generation=1", "k8s:controller-revision-hash=x", "k8s:annotation.sealed=1", "k8s:statefulset.kubernetes.io/pod-name=web-0",
 		"k8s:apps.kubernetes.io/pod-index=0", "k8s:batch.kubernetes.io/job-completion-index=1", "k8s:batch.kubernetes.io/controller-uid=u",
-		"k8s:controller-uid=u", "k8s:topology.kubernetes.io/zone=z"}
+		"k8s:controller-uid=u", "k8s:topology.kubernetes.io/zone=z",
+	}
 	got := DefaultFilter().Security(set(t, append(slices.Clone(kept), dropped...)...))
 	if want := set(t, kept...); got.Key() != want.Key() {
 		t.Errorf("got  %s\nwant %s", got, want)
@@ -22,8 +26,10 @@ func TestDefaultFilter(t *testing.T) {
 }
 
 func TestFilterSpec(t *testing.T) {
-	all := []string{"k8s:app=web", "k8s:tier=1", "container:app=x", "k8s:io.kubernetes.pod.namespace=default", "k8s:io.kubernetes.x=1", "reserved:host",
-		"k8s:app.kubernetes.io/name=n"}
+	all := []string{
+		"k8s:app=web", "k8s:tier=1", "container:app=x", "k8s:io.kubernetes.pod.namespace=default", "k8s:io.kubernetes.x=1", "reserved:host",
+		"k8s:app.kubernetes.io/name=n",
+	}
 	for _, c := range []struct {
 		spec string
 		want []string

@@ -69,8 +69,10 @@ func (e *Engine) compile(p *Policy, r *Rule) *compiled {
 					continue
 				}
 				st := &statement{
-					rule: *newRule(RuleRef{Policy: p.Ref, Spec: r.Spec, Index: i, Direction: d, Deny: deny, File: p.File,
-						Line: entry.Line, Description: r.Description}),
+					rule: *newRule(RuleRef{
+						Policy: p.Ref, Spec: r.Spec, Index: i, Direction: d, Deny: deny, File: p.File,
+						Line: entry.Line, Description: r.Description,
+					}),
 					order: order(r.Tier, r.Priority), effect: EffectAllow, ports: entry.Ports,
 				}
 				if deny {
@@ -83,8 +85,10 @@ func (e *Engine) compile(p *Policy, r *Rule) *compiled {
 			}
 		}
 		if sec.Isolates() {
-			part.isolates = newRule(RuleRef{Policy: p.Ref, Spec: r.Spec, Index: -1, Direction: d, File: p.File, Line: r.Line,
-				Description: r.Description})
+			part.isolates = newRule(RuleRef{
+				Policy: p.Ref, Spec: r.Spec, Index: -1, Direction: d, File: p.File, Line: r.Line,
+				Description: r.Description,
+			})
 			e.cookies.know(part.isolates)
 			fmt.Fprintf(h, "isolates %d", part.isolates.id)
 		}

@@ -10,8 +10,10 @@ import (
 
 // EntityNames returns the words of fromEntities and toEntities.
 func EntityNames() []string {
-	return []string{"all", "world", "world-ipv4", "world-ipv6", "cluster", "cluster-mesh", "host", "remote-node",
-		"kube-apiserver", "ingress", "health", "init", "unmanaged", "none"}
+	return []string{
+		"all", "world", "world-ipv4", "world-ipv6", "cluster", "cluster-mesh", "host", "remote-node",
+		"kube-apiserver", "ingress", "health", "init", "unmanaged", "none",
+	}
 }
 
 // isWorkload tells whether i stands for pods, containers or processes: what endpoint selectors select unless they ask
@@ -73,8 +75,10 @@ func inEntity(i *identity.Identity, name, cluster string) bool {
 
 // inCluster: the reserved identities that are part of the cluster.
 func inCluster(i *identity.Identity) bool {
-	for _, id := range []identity.ID{identity.Host, identity.Init, identity.Unmanaged, identity.RemoteNode,
-		identity.Ingress, identity.Health, identity.KubeAPIServer} {
+	for _, id := range []identity.ID{
+		identity.Host, identity.Init, identity.Unmanaged, identity.RemoteNode,
+		identity.Ingress, identity.Health, identity.KubeAPIServer,
+	} {
 		if is(i, id) {
 			return true
 		}

@@ -77,8 +77,10 @@ func TestFlatten(t *testing.T) {
 		var sts []*statement
 		edges := []uint16{0, 1, 65534, 65535}
 		for n := range g.IntN(9) {
-			s := &statement{rule: rule{id: uint64(n) + 1}, effect: pick(g, EffectAllow, EffectAllow, EffectDeny, EffectPass),
-				order: order(pick(g, TierAdmin, TierNormal, TierNormal, TierBaseline), uint16(g.IntN(2)))}
+			s := &statement{
+				rule: rule{id: uint64(n) + 1}, effect: pick(g, EffectAllow, EffectAllow, EffectDeny, EffectPass),
+				order: order(pick(g, TierAdmin, TierNormal, TierNormal, TierBaseline), uint16(g.IntN(2))),
+			}
 			g.some(4, func() {
 				p := Port{Proto: pick[uint8](g, 6, 6, 17, 1)}
 				switch g.IntN(5) {
@@ -169,9 +171,15 @@ func promises(t *testing.T, tab *Table) {
 func TestTableLookup(t *testing.T) {
 	v := func(n Cookie) PortVerdict { return PortVerdict{Action: verdict.Allow, Cookie: n} }
 	rows := []Row{
-		{Proto: 6, First: 80, Last: 80, Verdict: v(1)}, {Proto: 6, First: 70, Last: 90, Verdict: v(2)}, {Proto: 6, First: 91, Last: 91, Verdict: v(3)},
-		{Proto: 6, First: 100, Last: 65535, Verdict: v(4)}, {Proto: 17, AnyPort: true, Verdict: v(5)}, {Proto: 17, First: 0, Last: 0, Verdict: v(6)},
-		{AnyPort: true, Verdict: v(7)}, {Proto: 5, First: 1, Last: 9, Verdict: v(8)}, {Proto: 255, First: 65535, Last: 65535, Verdict: v(9)},
+		{Proto: 6, First: 80, Last: 80, Verdict: v(1)},
+		{Proto: 6, First: 70, Last: 90, Verdict: v(2)},
+		{Proto: 6, First: 91, Last: 91, Verdict: v(3)},
+		{Proto: 6, First: 100, Last: 65535, Verdict: v(4)},
+		{Proto: 17, AnyPort: true, Verdict: v(5)},
+		{Proto: 17, First: 0, Last: 0, Verdict: v(6)},
+		{AnyPort: true, Verdict: v(7)},
+		{Proto: 5, First: 1, Last: 9, Verdict: v(8)},
+		{Proto: 255, First: 65535, Last: 65535, Verdict: v(9)},
 	}
 	slices.SortFunc(rows, compareRows)
 	tab := &Table{Rows: rows}
@@ -179,8 +187,28 @@ func TestTableLookup(t *testing.T) {
 		proto uint8
 		port  uint16
 		want  Cookie
-	}{{6, 69, 7}, {6, 70, 2}, {6, 79, 2}, {6, 80, 1}, {6, 81, 2}, {6, 90, 2}, {6, 91, 3}, {6, 92, 7}, {6, 99, 7}, {6, 100, 4}, {6, 65535, 4},
-		{17, 0, 6}, {17, 1, 5}, {5, 0, 7}, {5, 9, 8}, {5, 10, 7}, {255, 65535, 9}, {255, 0, 7}, {0, 0, 7}, {1, 8, 7}} {
+	}{
+		{6, 69, 7},
+		{6, 70, 2},
+		{6, 79, 2},
+		{6, 80, 1},
+		{6, 81, 2},
+		{6, 90, 2},
+		{6, 91, 3},
+		{6, 92, 7},
+		{6, 99, 7},
+		{6, 100, 4},
+		{6, 65535, 4},
+		{17, 0, 6},
+		{17, 1, 5},
+		{5, 0, 7},
+		{5, 9, 8},
+		{5, 10, 7},
+		{255, 65535, 9},
+		{255, 0, 7},
+		{0, 0, 7},
+		{1, 8, 7},
+	} {
 		if got, ok := tab.Lookup(c.proto, c.port); !ok || got.Cookie != c.want {
 			t.Errorf("proto %d port %d: row %d %t, want %d", c.proto, c.port, got.Cookie, ok, c.want)
 		}

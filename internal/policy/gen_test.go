@@ -137,8 +137,10 @@ func (g gen) some(most int, f func()) {
 func (g gen) reqs(subject bool, namespace string) []oReq {
 	var out []oReq
 	g.some(2, func() {
-		q := oReq{source: pick(g, "", "", "k8s", "any", "container"), key: pick(g, "app", "tier", "env", "app.kubernetes.io/name"),
-			op: pick(g, "In", "In", "In", "NotIn", "Exists", "DoesNotExist")}
+		q := oReq{
+			source: pick(g, "", "", "k8s", "any", "container"), key: pick(g, "app", "tier", "env", "app.kubernetes.io/name"),
+			op: pick(g, "In", "In", "In", "NotIn", "Exists", "DoesNotExist"),
+		}
 		if q.op == "In" || q.op == "NotIn" {
 			q.values = []string{pick(g, "a", "b", "c", "")}
 			if g.chance(30) {
@@ -171,8 +173,10 @@ func (g gen) reqs(subject bool, namespace string) []oReq {
 }
 
 func oBlocks() []string {
-	return []string{"0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/16", "10.0.0.0/32", "10.1.0.0/16", "10.1.1.0/24", "10.1.1.1/32", "10.128.0.0/9", "192.168.0.0/16",
-		"203.0.113.7/32", "::/0", "fd00::/8", "fd00:1::/32", "fd00:1::5/128", "2001:db8::/32"}
+	return []string{
+		"0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/16", "10.0.0.0/32", "10.1.0.0/16", "10.1.1.0/24", "10.1.1.1/32", "10.128.0.0/9", "192.168.0.0/16",
+		"203.0.113.7/32", "::/0", "fd00::/8", "fd00:1::/32", "fd00:1::5/128", "2001:db8::/32",
+	}
 }
 
 func (g gen) cidr(excepts bool) oCIDR {

@@ -103,16 +103,16 @@ func (c *cast) ask(lines string) {
 		case d.Ingress.Action != verdict.Allow:
 			cookies = cookies[1:]
 		}
-		why := ""
+		var why strings.Builder
 		for _, k := range cookies {
-			why += fmt.Sprint(c.e.Explain(k))
+			why.WriteString(fmt.Sprint(c.e.Explain(k)))
 		}
 		wantAction, by, _ := strings.Cut(want, " by ")
 		if action.String() != wantAction {
-			c.t.Errorf("%s, got %s because of %s", line, action, why)
+			c.t.Errorf("%s, got %s because of %s", line, action, why.String())
 		}
-		if !strings.Contains(why, by) {
-			c.t.Errorf("%s, but it is %s", line, why)
+		if !strings.Contains(why.String(), by) {
+			c.t.Errorf("%s, but it is %s", line, why.String())
 		}
 	}
 }
@@ -298,7 +298,7 @@ func TestEntities(t *testing.T) {
 		}
 		c := stage(t, Config{AllowLocalhost: LocalhostPolicy}, red(db+"ingress: [{fromEntities: ["+name+"]}]"),
 			red(db+"egress: []\negressDeny: [{toEntities: ["+name+"]}]\nenableDefaultDeny: {egress: false}"))
-		for _, who := range strings.Fields(groups["all"]) {
+		for who := range strings.FieldsSeq(groups["all"]) {
 			want, back := "deny", "allow"
 			if strings.Contains(" "+members+" ", " "+who+" ") {
 				want, back = "allow", "deny"

@@ -48,8 +48,10 @@ func (c oConfig) real() Config {
 }
 
 func (g gen) config() oConfig {
-	return oConfig{enforcement: pick(g, "default", "default", "default", "always", "never"),
-		localhost: pick(g, "auto", "always", "policy"), cluster: pick(g, "", "one"), dual: g.chance(70)}
+	return oConfig{
+		enforcement: pick(g, "default", "default", "default", "always", "never"),
+		localhost:   pick(g, "auto", "always", "policy"), cluster: pick(g, "", "one"), dual: g.chance(70),
+	}
 }
 
 // parsed hands p to Parse.
@@ -127,9 +129,7 @@ func apply(t *testing.T, hs map[SubjectKey]*held, patches []Patch) {
 		if !ok {
 			t.Fatalf("patch for subject %s, which is unknown or forgotten", p.Subject)
 		}
-		for id, tab := range p.Put {
-			h.Peers[id] = tab
-		}
+		maps.Copy(h.Peers, p.Put)
 		for _, id := range p.Delete {
 			if _, ok := h.Peers[id]; !ok {
 				t.Fatalf("patch deletes row %d of subject %s, which is not there", id, p.Subject)
@@ -248,11 +248,11 @@ func (w *world) check(n int) {
 				v := h.Lookup(identity.ID(peer.id), p.proto, p.port)
 				got := oVerdict{v.Action == verdict.Allow, v.ExplicitDeny, explained(w.engine, v.Cookie)}
 				if w.verdicts++; got != want {
-					docs := ""
+					var docs strings.Builder
 					for _, d := range h.policies {
-						docs += string(d.document()) + "\n"
+						docs.WriteString(string(d.document()) + "\n")
 					}
-					w.t.Fatalf("ingress=%t subject %v peer %v proto %d port %d\ngot  %+v\nwant %+v\nconfig %+v\n%s", h.ingress, h.identity, peer, p.proto, p.port, got, want, w.cfg, docs)
+					w.t.Fatalf("ingress=%t subject %v peer %v proto %d port %d\ngot  %+v\nwant %+v\nconfig %+v\n%s", h.ingress, h.identity, peer, p.proto, p.port, got, want, w.cfg, docs.String())
 				}
 			}
 		}

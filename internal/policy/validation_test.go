@@ -192,12 +192,13 @@ func TestAccepted(t *testing.T) {
 
 // TestHostileDocuments is X05: bombs end in an error, quickly.
 func TestHostileDocuments(t *testing.T) {
-	bomb := "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n"
+	var bomb strings.Builder
+	bomb.WriteString("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n")
 	for i := 1; i < 20; i++ {
-		bomb += fmt.Sprintf("a%d: &a%d [%s]\n", i, i, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*a%d,", i-1), 10), ","))
+		bomb.WriteString(fmt.Sprintf("a%d: &a%d [%s]\n", i, i, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*a%d,", i-1), 10), ",")))
 	}
 	for name, c := range map[string]struct{ doc, want string }{
-		"billion laughs":        {bomb, "more than"},
+		"billion laughs":        {bomb.String(), "more than"},
 		"alias of itself":       {"a: &a [*a]\n", "nested deeper"},
 		"deep nesting":          {"a: " + strings.Repeat("[", 200) + strings.Repeat("]", 200), "nested deeper"},
 		"very deep nesting":     {strings.Repeat("[", 200000), "not YAML"},
