@@ -11,11 +11,11 @@
  * a test run cannot vary (a new flow per run) or with what was not chosen (32-bit addresses).
  */
 
-#define PEERS 131072 /* 10.128.0.0/15, identities 65536 + n: bench.go fills them in */
-#define FIRST_PEER 0x0a800000
+#define PEERS	       131072 /* 10.128.0.0/15, identities 65536 + n: bench.go fills them in */
+#define FIRST_PEER     0x0a800000
 #define FIRST_IDENTITY 65536
-#define TABLES 16
-#define TABLE_PORTS 1000 /* of each table: 1..1000 */
+#define TABLES	       16
+#define TABLE_PORTS    1000 /* of each table: 1..1000 */
 
 static __always_inline __u32 any(void)
 {
@@ -46,7 +46,7 @@ int peer_lookup(struct __sk_buff *ctx)
 {
 	const struct settings *s = settings_get();
 	struct side side;
-	struct addr a;
+	struct addr a __attribute__((aligned(8)));
 
 	if (!s)
 		return TC_ACT_SHOT;

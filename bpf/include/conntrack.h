@@ -14,10 +14,10 @@
  *                                                  others: 60 s
  */
 
-#define SECOND 1000000000ULL
+#define SECOND		 1000000000ULL
 #define LIFE_ESTABLISHED (8000 * SECOND)
-#define LIFE_CLOSING (10 * SECOND)
-#define LIFE_OTHER (60 * SECOND)
+#define LIFE_CLOSING	 (10 * SECOND)
+#define LIFE_OTHER	 (60 * SECOND)
 
 static __always_inline bool conntrack_closing(__u8 flags)
 {
@@ -96,7 +96,8 @@ static __always_inline enum verdict conntrack_find(struct packet *p, struct ct_e
 	}
 	if (p->flags & PF_NATTED || is_echo_reply(p))
 		return drop(p, DROP_CT_NO_FLOW);
-	if (p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_RST || (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK)))
+	if (p->proto == IPPROTO_TCP &&
+	    (p->tcp_flags & TCP_RST || (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK)))
 		return drop(p, DROP_CT_NO_FLOW);
 	p->status = CT_NEW;
 	return NEXT;
@@ -221,7 +222,8 @@ static __noinline enum verdict conntrack_judge(struct packet *p, struct ct_entry
 /* Has this very device, with this MAC, sent the sender's packets when the flow was judged in this epoch? Then its
  * address is its own: endpoints do not change within an epoch.
  */
-static __always_inline bool conntrack_knows_source(struct __sk_buff *ctx, const struct packet *p, const struct ct_entry *e)
+static __always_inline bool conntrack_knows_source(struct __sk_buff *ctx, const struct packet *p,
+						   const struct ct_entry *e)
 {
 	void *data, *end;
 
@@ -303,7 +305,8 @@ static __always_inline void conntrack_count(const struct settings *s, struct pac
 		e->flags = flags;
 	expires = p->now + conntrack_life(p, flags);
 	/* Not for less than a second: the entry's cache line stays clean on the other CPUs. */
-	if (expires > e->expires + SECOND || (p->proto == IPPROTO_TCP && conntrack_closing(flags) && expires < e->expires))
+	if (expires > e->expires + SECOND ||
+	    (p->proto == IPPROTO_TCP && conntrack_closing(flags) && expires < e->expires))
 		e->expires = expires;
 	if (s->report_interval && p->now - e->reported >= s->report_interval) {
 		e->reported = p->now;

@@ -17,8 +17,8 @@ static __always_inline bool addr_less(const struct addr *a, const struct addr *b
 /* Canonical key of a packet from src to dst, in p->key; p->src_hi says which end sent it. For ICMP the role bit says
  * which end asks, so what one side asks never passes for an answer to the other, whatever the identifiers.
  */
-static __always_inline void conntrack_key(struct packet *p, const struct addr *src, const struct addr *dst, __be16 sport,
-					  __be16 dport, __u8 proto, bool echo, bool reply)
+static __always_inline void conntrack_key(struct packet *p, const struct addr *src, const struct addr *dst,
+					  __be16 sport, __be16 dport, __u8 proto, bool echo, bool reply)
 {
 	struct ct_key *key = &p->key;
 	bool hi = addr_less(dst, src) || (addr_equal(src, dst) && bpf_ntohs(dport) < bpf_ntohs(sport));

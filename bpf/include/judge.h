@@ -13,7 +13,7 @@
 struct side {
 	__u32 identity;
 	__u32 ifindex; /* pod of this node, else 0 */
-	__u32 flags;   /* PEER_* */
+	__u32 flags; /* PEER_* */
 	__u32 subject_in;
 	__u32 subject_out;
 	__u16 ep;

@@ -10,13 +10,13 @@
  * internal/datapath sets the configured sizes before load. Only the maps named (LRU) may forget by themselves.
  */
 
-#define MAP(NAME, TYPE, KEY, VALUE, MAX, FLAGS)                                                                        \
-	struct {                                                                                                       \
-		__uint(type, TYPE);                                                                                    \
-		__type(key, KEY);                                                                                      \
-		__type(value, VALUE);                                                                                  \
-		__uint(max_entries, MAX);                                                                              \
-		__uint(map_flags, FLAGS);                                                                              \
+#define MAP(NAME, TYPE, KEY, VALUE, MAX, FLAGS) \
+	struct { \
+		__uint(type, TYPE); \
+		__type(key, KEY); \
+		__type(value, VALUE); \
+		__uint(max_entries, MAX); \
+		__uint(map_flags, FLAGS); \
 	} NAME SEC(".maps")
 
 /* endpoints: the pods of this node.

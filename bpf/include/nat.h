@@ -11,10 +11,10 @@
  * one; ports on which a socket of this host hears the same peer are passed over.
  */
 
-#define NAT_TRIES 32
-#define NAT_IDLE_TCP (8000 * 1000000000ULL)
+#define NAT_TRIES      32
+#define NAT_IDLE_TCP   (8000 * 1000000000ULL)
 #define NAT_IDLE_OTHER (60 * 1000000000ULL)
-#define NAT_REFRESH 1000000000ULL
+#define NAT_REFRESH    1000000000ULL
 
 static __always_inline void nat_key(struct nat_key *key, const struct addr *src, const struct addr *dst, __be16 sport,
 				    __be16 dport, __u8 proto, __u8 dir)
@@ -247,7 +247,8 @@ static __always_inline enum verdict nat_patch(struct __sk_buff *ctx, struct pack
 }
 
 /* A 16-bit field that changes, widened: checksums want whole words. */
-static __always_inline enum verdict nat_patch16(struct __sk_buff *ctx, struct packet *p, __u32 off, __u16 from, __u16 to)
+static __always_inline enum verdict nat_patch16(struct __sk_buff *ctx, struct packet *p, __u32 off, __u16 from,
+						__u16 to)
 {
 	if (bpf_skb_store_bytes(ctx, off, &to, 2, 0) ||
 	    bpf_l4_csum_replace(ctx, p->l4_off + nat_csum_off(p->proto), from, to, 2))
@@ -273,8 +274,8 @@ static __noinline enum verdict nat_inner(struct __sk_buff *ctx, struct packet *p
 	__u16 csum, sum;
 	__u32 off;
 
-	addr_diff = v4 ? bpf_csum_diff(&from.w[3], 4, &new.w[3], 4, 0) :
-			 bpf_csum_diff(from.w, sizeof(from), new.w, sizeof(new), 0);
+	addr_diff = v4 ? bpf_csum_diff(&from.w[3], 4, &new.w[3], 4, 0)
+		       : bpf_csum_diff(from.w, sizeof(from), new.w, sizeof(new), 0);
 	port_diff = bpf_csum_diff(&words[0], 4, &words[1], 4, 0);
 	if (addr_diff < 0 || port_diff < 0)
 		return drop(p, DROP_INTERNAL);
@@ -290,7 +291,8 @@ static __noinline enum verdict nat_inner(struct __sk_buff *ctx, struct packet *p
 		return V_DROP;
 	/* The inner transport checksum, if the error quotes it; UDP's zero means none. */
 	off = p->inner_l4 + nat_csum_off(p->inner_proto);
-	if (off + 2 <= p->l4_end && !bpf_skb_load_bytes(ctx, off, &csum, 2) && (csum || p->inner_proto != IPPROTO_UDP)) {
+	if (off + 2 <= p->l4_end && !bpf_skb_load_bytes(ctx, off, &csum, 2) &&
+	    (csum || p->inner_proto != IPPROTO_UDP)) {
 		sum = nat_csum_after(csum, port_diff);
 		if (p->inner_proto != IPPROTO_ICMP)
 			sum = nat_csum_after(sum, addr_diff);

@@ -9,11 +9,11 @@
  */
 
 #define ND_ROUTER_SOLICIT 133
-#define ND_ROUTER_ADVERT 134
-#define ND_SOLICIT 135
-#define ND_ADVERT 136
-#define ND_REDIRECT 137
-#define ND_RENUMBER 138
+#define ND_ROUTER_ADVERT  134
+#define ND_SOLICIT	  135
+#define ND_ADVERT	  136
+#define ND_REDIRECT	  137
+#define ND_RENUMBER	  138
 
 #define ND_OPT_TARGET_MAC 2
 

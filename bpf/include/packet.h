@@ -24,12 +24,12 @@
  */
 struct packet {
 	/* Zeroed for every packet; keep it a multiple of 8 bytes. */
-	__u8 reason;    /* enum drop_reason */
+	__u8 reason; /* enum drop_reason */
 	__u8 direction; /* enum direction */
-	__u8 status;    /* enum ct_status */
-	__u8 event;     /* enum event_type to send, 0 none */
-	__u8 action;    /* enum action */
-	__u8 proto;     /* transport protocol */
+	__u8 status; /* enum ct_status */
+	__u8 event; /* enum event_type to send, 0 none */
+	__u8 action; /* enum action */
+	__u8 proto; /* transport protocol */
 	__u8 tcp_flags;
 	__u8 flags; /* PF_* */
 	__u32 cookie_out;
@@ -53,18 +53,18 @@ struct packet {
 	__u32 epoch;
 	__u32 ifindex;
 	__u32 len;
-	__u8 point;     /* enum point: where the program sits */
-	__u8 verdict;   /* of the last packet on this CPU: read by tests */
+	__u8 point; /* enum point: where the program sits */
+	__u8 verdict; /* of the last packet on this CPU: read by tests */
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 src_hi;      /* conntrack key: 1 when the sender (of the inner packet for an ICMP error) is hi */
+	__u8 src_hi; /* conntrack key: 1 when the sender (of the inner packet for an ICMP error) is hi */
 	__u8 ttl;
 	__u16 frag_start; /* where the fragmentable part of the datagram begins */
 	__u32 frag_id;
 	__u16 frag_words; /* offset of this fragment in 8-byte words */
-	__u8 echo;        /* conntrack key is one of an ICMP echo */
+	__u8 echo; /* conntrack key is one of an ICMP echo */
 	__u8 inner_proto; /* ICMP error: of the packet it is about */
-	__u16 inner_l4;   /* from the start of the frame */
+	__u16 inner_l4; /* from the start of the frame */
 	__be16 inner_sport;
 	__be16 inner_dport;
 	__u8 fault; /* enum drop_reason: an ICMP error that belongs to no flow */
@@ -77,13 +77,13 @@ struct packet {
 };
 
 enum packet_flag {
-	PF_L3 = 1,       /* src and dst are known */
+	PF_L3 = 1, /* src and dst are known */
 	PF_V4 = 2,
-	PF_FIRST = 4,    /* first fragment of several */
-	PF_LATER = 8,    /* later fragment: no transport header */
-	PF_ERROR = 16,   /* ICMP error: the key is that of the packet it is about */
-	PF_L4 = 32,      /* ports are known */
-	PF_OWN = 64,     /* sent by the pod behind ifindex, source checked */
+	PF_FIRST = 4, /* first fragment of several */
+	PF_LATER = 8, /* later fragment: no transport header */
+	PF_ERROR = 16, /* ICMP error: the key is that of the packet it is about */
+	PF_L4 = 32, /* ports are known */
+	PF_OWN = 64, /* sent by the pod behind ifindex, source checked */
 	PF_NATTED = 128, /* came back through a source translation */
 };
 
@@ -105,20 +105,20 @@ struct icmp {
 	__be16 seq;
 };
 
-#define ICMP_ECHOREPLY 0
-#define ICMP_DEST_UNREACH 3
-#define ICMP_SOURCE_QUENCH 4
-#define ICMP_REDIRECT 5
-#define ICMP_ECHO 8
-#define ICMP_ROUTER_ADVERT 9
+#define ICMP_ECHOREPLY	    0
+#define ICMP_DEST_UNREACH   3
+#define ICMP_SOURCE_QUENCH  4
+#define ICMP_REDIRECT	    5
+#define ICMP_ECHO	    8
+#define ICMP_ROUTER_ADVERT  9
 #define ICMP_ROUTER_SOLICIT 10
-#define ICMP_TIME_EXCEEDED 11
-#define ICMP_PARAMETERPROB 12
-#define ICMP_FRAG_NEEDED 4 /* code of DEST_UNREACH */
+#define ICMP_TIME_EXCEEDED  11
+#define ICMP_PARAMETERPROB  12
+#define ICMP_FRAG_NEEDED    4 /* code of DEST_UNREACH */
 
-#define ICMPV6_PKT_TOOBIG 2
+#define ICMPV6_PKT_TOOBIG   2
 #define ICMPV6_ECHO_REQUEST 128
-#define ICMPV6_ECHO_REPLY 129
+#define ICMPV6_ECHO_REPLY   129
 
 /* scratch: struct packet of the packet in hand.
  * 0 -> struct packet per CPU.
@@ -233,8 +233,7 @@ static __always_inline bool is_echo(const struct packet *p)
 {
 	if (p->proto == IPPROTO_ICMP)
 		return p->icmp_type == ICMP_ECHO || p->icmp_type == ICMP_ECHOREPLY;
-	return p->proto == IPPROTO_ICMPV6 &&
-	       (p->icmp_type == ICMPV6_ECHO_REQUEST || p->icmp_type == ICMPV6_ECHO_REPLY);
+	return p->proto == IPPROTO_ICMPV6 && (p->icmp_type == ICMPV6_ECHO_REQUEST || p->icmp_type == ICMPV6_ECHO_REPLY);
 }
 
 static __always_inline bool is_echo_reply(const struct packet *p)

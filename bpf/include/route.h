@@ -5,7 +5,7 @@
 
 /* Where an allowed packet goes. */
 
-#define AF_INET 2
+#define AF_INET	 2
 #define AF_INET6 10
 
 /* To a pod of this node: one hop, so the TTL stays. */

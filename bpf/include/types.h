@@ -18,7 +18,7 @@ struct addr {
 /* A pod's device. Key: ifindex of the host side of the veth. */
 struct endpoint {
 	__u32 identity;
-	__u32 subject_in;  /* 0: locked down, denies all */
+	__u32 subject_in; /* 0: locked down, denies all */
 	__u32 subject_out; /* 0: locked down, denies all */
 	__u16 id;
 	__u16 flags; /* EP_* */
@@ -30,21 +30,21 @@ struct endpoint {
 
 enum endpoint_flag {
 	EP_LOCKDOWN = 1, /* policy could not be written: deny everything in both directions */
-	EP_AUDIT = 2,    /* denials are reported as audit and forwarded */
+	EP_AUDIT = 2, /* denials are reported as audit and forwarded */
 };
 
 /* Who has an address. Key of peers: struct addr. Value also of prefixes. */
 struct peer {
 	__u32 identity;
 	__u32 ifindex; /* host side of the veth when PEER_LOCAL */
-	__u32 flags;   /* PEER_* */
+	__u32 flags; /* PEER_* */
 	__u32 pad;
 	struct addr node; /* node behind which it lives; zero: none known */
 };
 
 enum peer_flag {
-	PEER_LOCAL = 1,   /* endpoint on this node */
-	PEER_HOST = 2,    /* address of this node itself */
+	PEER_LOCAL = 1, /* endpoint on this node */
+	PEER_HOST = 2, /* address of this node itself */
 	PEER_CLUSTER = 4, /* inside the cluster's address space: never masqueraded */
 	PEER_NO_OWNER = 8, /* pod range of this node: an address here that no endpoint has is unreachable */
 };
@@ -61,9 +61,9 @@ struct policy_peer_key {
 };
 
 struct policy_peer {
-	__u32 table;  /* verdict table id; 0: empty, denies */
+	__u32 table; /* verdict table id; 0: empty, denies */
 	__u32 cookie; /* what isolates the subject: reported when the table has no row */
-	__u32 flags;  /* TABLE_* */
+	__u32 flags; /* TABLE_* */
 };
 
 enum table_flag {
@@ -73,8 +73,8 @@ enum table_flag {
 struct policy_port_key {
 	__u32 table;
 	__be16 port; /* destination port; ICMP: type in the low byte, host order 0..255 put through bpf_htons */
-	__u8 proto;  /* 0 with wild: any protocol */
-	__u8 wild;   /* 1: any port (port is 0) */
+	__u8 proto; /* 0 with wild: any protocol */
+	__u8 wild; /* 1: any port (port is 0) */
 };
 
 /* Key of policy_ranges (LPM trie); prefixlen 48 + bits of the port that are fixed. */
@@ -88,9 +88,9 @@ struct policy_range_key {
 
 struct policy_verdict {
 	__u8 action; /* enum action */
-	__u8 flags;  /* VERDICT_* */
+	__u8 flags; /* VERDICT_* */
 	__be16 proxy_port;
-	__u32 l7;     /* L7 rule set id, 0 none */
+	__u32 l7; /* L7 rule set id, 0 none */
 	__u32 cookie; /* names the rules that decided */
 };
 
@@ -121,19 +121,19 @@ struct ct_count {
 struct ct_entry {
 	__u64 expires; /* CLOCK_MONOTONIC ns */
 	__u64 created; /* CLOCK_MONOTONIC ns */
-	__u32 epoch;   /* policy epoch of the cached verdict */
+	__u32 epoch; /* policy epoch of the cached verdict */
 	__u32 lo_ifindex; /* host side of lo's veth when it is a pod of this node, else 0 */
 	__u32 hi_ifindex;
 	__u32 lo_identity;
 	__u32 hi_identity;
 	__u32 cookie_out; /* rules that decided egress of the initiator */
-	__u32 cookie_in;  /* rules that decided ingress of the responder */
-	__u8 initiator;   /* 0: lo began, 1: hi began */
-	__u8 action;      /* enum action: cached verdict */
-	__u8 flags;       /* CT_* */
-	__u8 tcp_flags;   /* flags seen of both directions, ORed: a new one makes an event */
+	__u32 cookie_in; /* rules that decided ingress of the responder */
+	__u8 initiator; /* 0: lo began, 1: hi began */
+	__u8 action; /* enum action: cached verdict */
+	__u8 flags; /* CT_* */
+	__u8 tcp_flags; /* flags seen of both directions, ORed: a new one makes an event */
 	__be16 proxy_port;
-	__u8 reason;    /* enum drop_reason, when action denies */
+	__u8 reason; /* enum drop_reason, when action denies */
 	__u8 direction; /* enum direction that denied */
 	__u8 lo_mac[6]; /* of the pods behind lo_ifindex and hi_ifindex */
 	__u8 hi_mac[6];
@@ -180,8 +180,8 @@ struct frag_key {
 struct frag_entry {
 	__be16 sport; /* ICMP: identifier */
 	__be16 dport; /* ICMP: type and code */
-	__u8 proto;   /* of the datagram's transport header */
-	__u8 words;   /* 8-byte words of the datagram that the transport header reaches into: later fragments start behind */
+	__u8 proto; /* of the datagram's transport header */
+	__u8 words; /* 8-byte words of the datagram that the transport header reaches into: later fragments start behind */
 	__u16 pad;
 	__u64 expires; /* CLOCK_MONOTONIC ns; a datagram is reassembled within 30 s or never (RFC 791, RFC 8200) */
 };
@@ -193,21 +193,21 @@ struct counter {
 
 /* Settings that change while the programs run. One element. */
 struct settings {
-	struct addr masq4;       /* source address of masqueraded IPv4; zero: none */
+	struct addr masq4; /* source address of masqueraded IPv4; zero: none */
 	struct addr masq6;
-	__u32 host_ifindex;      /* porin_host */
-	__u32 world4;            /* identity of an unknown IPv4 address */
+	__u32 host_ifindex; /* porin_host */
+	__u32 world4; /* identity of an unknown IPv4 address */
 	__u32 world6;
-	__u32 flags;             /* SETTING_* */
-	__u16 nat_min;           /* source ports of the masquerade, inclusive, host order */
+	__u32 flags; /* SETTING_* */
+	__u16 nat_min; /* source ports of the masquerade, inclusive, host order */
 	__u16 nat_max;
-	__u8 gateway_mac[6];     /* of porin_host and of the host side of every veth */
+	__u8 gateway_mac[6]; /* of porin_host and of the host side of every veth */
 	__u8 pad[6];
-	__u64 report_interval;   /* ns between periodic events of a live flow; 0: none */
+	__u64 report_interval; /* ns between periodic events of a live flow; 0: none */
 };
 
 enum setting_flag {
-	SETTING_AUDIT = 1,  /* audit mode for the whole node */
+	SETTING_AUDIT = 1, /* audit mode for the whole node */
 	SETTING_MASQ4 = 2,
 	SETTING_MASQ6 = 4,
 	SETTING_TRACE_ALL = 8, /* an event per packet */
@@ -221,20 +221,20 @@ struct event {
 	struct addr dst;
 	__u32 src_identity;
 	__u32 dst_identity;
-	__u32 ifindex;     /* device it came in by */
+	__u32 ifindex; /* device it came in by */
 	__u32 out_ifindex; /* device it leaves by; 0: none */
-	__u32 cookie_out;  /* rules that decided egress of the initiator; 0: not judged */
-	__u32 cookie_in;   /* rules that decided ingress of the responder; 0: not judged */
-	__u32 len;         /* bytes on the wire, Ethernet header included */
-	__u16 src_ep;      /* endpoint ids on this node; 0: none */
+	__u32 cookie_out; /* rules that decided egress of the initiator; 0: not judged */
+	__u32 cookie_in; /* rules that decided ingress of the responder; 0: not judged */
+	__u32 len; /* bytes on the wire, Ethernet header included */
+	__u16 src_ep; /* endpoint ids on this node; 0: none */
 	__u16 dst_ep;
 	__be16 sport; /* ICMP: type in the low byte of host order */
 	__be16 dport; /* ICMP: code */
-	__u8 type;      /* enum event_type */
-	__u8 action;    /* enum action */
-	__u8 reason;    /* enum drop_reason */
-	__u8 point;     /* enum point */
-	__u8 status;    /* enum ct_status */
+	__u8 type; /* enum event_type */
+	__u8 action; /* enum action */
+	__u8 reason; /* enum drop_reason */
+	__u8 point; /* enum point */
+	__u8 status; /* enum ct_status */
 	__u8 direction; /* enum direction: the one that denied, or the observing endpoint's */
 	__u8 proto;
 	__u8 tcp_flags;

@@ -10,13 +10,13 @@
 /* What a stage of the pipeline says. NEXT hands the packet to the following stage, all others end it. */
 enum verdict {
 	NEXT = 0,
-	V_DROP = 1,      /* p->reason says why */
-	V_STACK = 2,     /* to this node's IP stack on the device it came in by */
-	V_REDIRECT = 3,  /* out of p->out_ifindex */
-	V_PEER = 4,      /* into the network namespace of the pod behind p->out_ifindex */
-	V_NEIGH = 5,     /* out of p->out_ifindex, the kernel resolves the neighbour */
-	V_REPLY = 6,     /* answered in place (ARP, ND): back out of the device it came from */
-	V_HOST = 7,      /* to this node's IP stack, as if it came in by porin_host */
+	V_DROP = 1, /* p->reason says why */
+	V_STACK = 2, /* to this node's IP stack on the device it came in by */
+	V_REDIRECT = 3, /* out of p->out_ifindex */
+	V_PEER = 4, /* into the network namespace of the pod behind p->out_ifindex */
+	V_NEIGH = 5, /* out of p->out_ifindex, the kernel resolves the neighbour */
+	V_REPLY = 6, /* answered in place (ARP, ND): back out of the device it came from */
+	V_HOST = 7, /* to this node's IP stack, as if it came in by porin_host */
 };
 
 enum action {
@@ -33,46 +33,46 @@ enum direction {
 };
 
 enum drop_reason {
-	REASON_NONE = 0,                  /* forwarded */
-	DROP_INVALID_SOURCE_MAC = 130,    /* frame's source MAC is not the endpoint's */
-	DROP_INVALID_SOURCE_IP = 132,     /* packet's source address is not the sender's */
-	DROP_POLICY = 133,                /* no rule allows it and a policy isolates the endpoint */
-	DROP_INVALID_PACKET = 134,        /* malformed: lengths, versions or flags contradict each other */
-	DROP_CT_INVALID_HEADER = 135,     /* transport header cut short */
-	DROP_CT_NO_FLOW = 136,            /* answers a flow that does not exist (SYN-ACK, echo reply, ICMP error) */
-	DROP_CT_UNKNOWN_PROTO = 137,      /* transport protocol that cannot be tracked */
-	DROP_UNSUPPORTED_L3 = 139,        /* EtherType that porin does not forward */
-	DROP_UNKNOWN_L4 = 142,            /* IP protocol that porin does not forward */
-	DROP_UNKNOWN_L3_TARGET = 150,     /* pod address of this node that no endpoint has */
-	DROP_UNROUTABLE = 151,            /* no delivery path */
-	DROP_CT_INSERT = 155,             /* conntrack entry could not be written */
-	DROP_INVALID_EXTHDR = 156,        /* IPv6 extension header chain broken, too long or forbidden */
-	DROP_NO_SUBJECT = 165,            /* the endpoint has no policy programmed: locked down */
-	DROP_UNSUPPORTED_L2 = 166,        /* not Ethernet as a pod may send it */
-	DROP_NAT_NO_MAPPING = 167,        /* no free source port for the masquerade */
-	DROP_NAT_UNSUPPORTED = 168,       /* protocol that cannot be masqueraded */
-	DROP_FIB = 169,                   /* the kernel's routing table has no way */
-	DROP_INVALID_IDENTITY = 171,      /* identity that may not appear here */
-	DROP_FRAG_NOT_FOUND = 175,        /* later fragment of a datagram whose first one was not seen */
-	DROP_FORBIDDEN_ICMP6 = 176,       /* router advertisement, redirect or foreign neighbour advertisement from a pod */
-	DROP_POLICY_DENY = 181,           /* a deny rule forbids it */
-	DROP_VLAN = 182,                  /* tagged frame */
-	DROP_TTL = 196,                   /* TTL or hop limit used up */
-	DROP_ENDPOINT_NOT_READY = 203,    /* device without an endpoint row */
-	DROP_PROXY_DOWN = 205,            /* L7 rule, but no proxy listens */
-	DROP_ARP_SPOOF = 220,             /* ARP that claims an address which is not the endpoint's */
-	DROP_DHCP_SERVER = 221,           /* a pod speaks as a DHCP or DHCPv6 server */
-	DROP_FRAG_INVALID = 222,          /* tiny or overlapping fragment */
-	DROP_IP_OPTION = 223,             /* source route or malformed IPv4 option */
-	DROP_MULTICAST = 224,             /* multicast or broadcast, which porin does not forward */
-	DROP_NAT_ICMP = 225,              /* ICMP error about a translated flow that does not exist */
-	DROP_INTERNAL = 226,              /* a helper failed that cannot fail; fail closed */
+	REASON_NONE = 0, /* forwarded */
+	DROP_INVALID_SOURCE_MAC = 130, /* frame's source MAC is not the endpoint's */
+	DROP_INVALID_SOURCE_IP = 132, /* packet's source address is not the sender's */
+	DROP_POLICY = 133, /* no rule allows it and a policy isolates the endpoint */
+	DROP_INVALID_PACKET = 134, /* malformed: lengths, versions or flags contradict each other */
+	DROP_CT_INVALID_HEADER = 135, /* transport header cut short */
+	DROP_CT_NO_FLOW = 136, /* answers a flow that does not exist (SYN-ACK, echo reply, ICMP error) */
+	DROP_CT_UNKNOWN_PROTO = 137, /* transport protocol that cannot be tracked */
+	DROP_UNSUPPORTED_L3 = 139, /* EtherType that porin does not forward */
+	DROP_UNKNOWN_L4 = 142, /* IP protocol that porin does not forward */
+	DROP_UNKNOWN_L3_TARGET = 150, /* pod address of this node that no endpoint has */
+	DROP_UNROUTABLE = 151, /* no delivery path */
+	DROP_CT_INSERT = 155, /* conntrack entry could not be written */
+	DROP_INVALID_EXTHDR = 156, /* IPv6 extension header chain broken, too long or forbidden */
+	DROP_NO_SUBJECT = 165, /* the endpoint has no policy programmed: locked down */
+	DROP_UNSUPPORTED_L2 = 166, /* not Ethernet as a pod may send it */
+	DROP_NAT_NO_MAPPING = 167, /* no free source port for the masquerade */
+	DROP_NAT_UNSUPPORTED = 168, /* protocol that cannot be masqueraded */
+	DROP_FIB = 169, /* the kernel's routing table has no way */
+	DROP_INVALID_IDENTITY = 171, /* identity that may not appear here */
+	DROP_FRAG_NOT_FOUND = 175, /* later fragment of a datagram whose first one was not seen */
+	DROP_FORBIDDEN_ICMP6 = 176, /* router advertisement, redirect or foreign neighbour advertisement from a pod */
+	DROP_POLICY_DENY = 181, /* a deny rule forbids it */
+	DROP_VLAN = 182, /* tagged frame */
+	DROP_TTL = 196, /* TTL or hop limit used up */
+	DROP_ENDPOINT_NOT_READY = 203, /* device without an endpoint row */
+	DROP_PROXY_DOWN = 205, /* L7 rule, but no proxy listens */
+	DROP_ARP_SPOOF = 220, /* ARP that claims an address which is not the endpoint's */
+	DROP_DHCP_SERVER = 221, /* a pod speaks as a DHCP or DHCPv6 server */
+	DROP_FRAG_INVALID = 222, /* tiny or overlapping fragment */
+	DROP_IP_OPTION = 223, /* source route or malformed IPv4 option */
+	DROP_MULTICAST = 224, /* multicast or broadcast, which porin does not forward */
+	DROP_NAT_ICMP = 225, /* ICMP error about a translated flow that does not exist */
+	DROP_INTERNAL = 226, /* a helper failed that cannot fail; fail closed */
 };
 
 /* Kind of a flow event. Numbers of Hubble's monitor messages. */
 enum event_type {
 	EVENT_DROP = 1,
-	EVENT_TRACE = 4,          /* a packet seen at a point: first of a direction, flag change, or periodic */
+	EVENT_TRACE = 4, /* a packet seen at a point: first of a direction, flag change, or periodic */
 	EVENT_POLICY_VERDICT = 5, /* the packet that was judged */
 };
 
