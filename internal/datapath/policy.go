@@ -156,29 +156,31 @@ func (p *policyMaps) patch(c policy.Patch, now time.Time) error {
 }
 
 // change makes the rows of put and removes those of gone. On error the subject is as it was.
-func (p *policyMaps) change(sub *subject, put map[identity.ID]*policy.Table, gone []identity.ID, now time.Time) error {
+func (p *policyMaps) change(sub *subject, put map[identity.ID]*policy.Table, gone []identity.ID, now time.Time) (err error) {
 	type step struct {
-		id     identity.ID
-		before *verdicts
-		after  *verdicts
+		id            identity.ID
+		before, after *verdicts
+		written       bool
 	}
-	var done []step
-	undo := func(err error) error {
-		for i := len(done) - 1; i >= 0; i-- {
-			s := done[i]
-			k := bpf.PolicyPeerKey{Subject: sub.id, Identity: uint32(s.id)}
-			if s.before == nil {
-				err = errors.Join(err, p.peers.del(k))
-			} else {
-				err = errors.Join(err, p.peers.put(k, sub.row(s.before)))
+	var steps []step
+	key := func(id identity.ID) bpf.PolicyPeerKey { return bpf.PolicyPeerKey{Subject: sub.id, Identity: uint32(id)} }
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, s := range steps {
+			switch {
+			case s.written && s.before == nil:
+				err = errors.Join(err, p.peers.del(key(s.id)))
+			case s.written:
+				err = errors.Join(err, p.peers.put(key(s.id), sub.row(s.before)))
 			}
 			p.release(s.after, now)
 		}
-		return err
-	}
+	}()
 	for id, t := range put {
 		if t == nil {
-			return undo(fmt.Errorf("subject %s: identity %s has no table", sub.key, id))
+			return fmt.Errorf("subject %s: identity %s has no table", sub.key, id)
 		}
 		before := sub.peers[id]
 		if before != nil && before.key == t.Key {
@@ -186,23 +188,42 @@ func (p *policyMaps) change(sub *subject, put map[identity.ID]*policy.Table, gon
 		}
 		after, err := p.ensureTable(t)
 		if err != nil {
-			return undo(err)
+			return err
 		}
-		if err := p.peers.put(bpf.PolicyPeerKey{Subject: sub.id, Identity: uint32(id)}, sub.row(after)); err != nil {
-			p.release(after, now)
-			return undo(err)
-		}
-		done = append(done, step{id, before, after})
+		steps = append(steps, step{id, before, after, false})
 	}
-	for _, id := range gone {
+	var keys []bpf.PolicyPeerKey // new rows go in one batch
+	var rows []bpf.PolicyPeer
+	for i, s := range steps {
+		if s.before == nil {
+			keys, rows = append(keys, key(s.id)), append(rows, sub.row(s.after))
+			continue
+		}
+		if err := p.peers.put(key(s.id), sub.row(s.after)); err != nil {
+			return err
+		}
+		steps[i].written = true
+	}
+	if err := p.peers.putAll(keys, rows); err != nil {
+		return err
+	}
+	for i := range steps {
+		steps[i].written = true
+	}
+	for i, id := range gone {
 		if sub.peers[id] == nil {
 			continue
 		}
-		if err := p.peers.del(bpf.PolicyPeerKey{Subject: sub.id, Identity: uint32(id)}); err != nil {
-			return undo(err)
+		if err := p.peers.del(key(id)); err != nil {
+			for _, id := range gone[:i] {
+				if before := sub.peers[id]; before != nil {
+					err = errors.Join(err, p.peers.put(key(id), sub.row(before)))
+				}
+			}
+			return err
 		}
 	}
-	for _, s := range done {
+	for _, s := range steps {
 		p.release(s.before, now)
 		sub.peers[s.id] = s.after
 	}
