@@ -163,7 +163,9 @@ func (p *policyMaps) change(sub *subject, put map[identity.ID]*policy.Table, gon
 		written       bool
 	}
 	var steps []step
-	key := func(id identity.ID) bpf.PolicyPeerKey { return bpf.PolicyPeerKey{Subject: sub.id, Identity: uint32(id)} }
+	key := func(id identity.ID) bpf.PolicyPeerKey {
+		return bpf.PolicyPeerKey{Subject: sub.id, Identity: uint32(id)}
+	}
 	defer func() {
 		if err == nil {
 			return
