@@ -59,8 +59,7 @@ func TestTypesParity(t *testing.T) {
 			for _, m := range s.Members {
 				fields[plain(m.Name)] = m.Offset.Bytes()
 			}
-			for i := range rt.NumField() {
-				f := rt.Field(i)
+			for f := range rt.Fields() {
 				if f.Name == "_" {
 					continue
 				}

@@ -7,6 +7,7 @@ package bench
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"runtime"
@@ -89,9 +90,7 @@ func newRig() (*rig, error) {
 			return r, fmt.Errorf("load the programs to time: %w", err)
 		}
 		r.close = append(r.close, c.Close)
-		for name, p := range c.Programs {
-			r.progs[name] = p
-		}
+		maps.Copy(r.progs, c.Programs)
 		for name, m := range c.Maps {
 			if r.maps[name] == nil {
 				r.maps[name] = m

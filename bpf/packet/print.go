@@ -55,16 +55,17 @@ func printFrame(frame []byte) (string, bool) {
 	if len(frame) < 14 {
 		return "", false
 	}
-	text := printEth(frame, 0)
+	var text strings.Builder
+	text.WriteString(printEth(frame, 0))
 	etherType, rest := binary.BigEndian.Uint16(frame[12:]), frame[14:]
 	for etherType == typeVLAN && len(rest) >= 4 {
-		text += fmt.Sprintf(" vlan %d", binary.BigEndian.Uint16(rest))
+		text.WriteString(fmt.Sprintf(" vlan %d", binary.BigEndian.Uint16(rest)))
 		etherType, rest = binary.BigEndian.Uint16(rest[2:]), rest[4:]
 	}
 	pad := 0
 	switch {
 	case etherType == typeARP && len(rest) >= 28:
-		text += printARP(rest)
+		text.WriteString(printARP(rest))
 	case etherType == typeIPv4 || etherType == typeIPv6:
 		if n := ipLen(rest); n > 0 && n < len(rest) && len(bytes.Trim(rest[n:], "\x00")) == 0 {
 			pad, rest = len(rest)-n, rest[:n]
@@ -73,14 +74,14 @@ func printFrame(frame []byte) (string, bool) {
 		if !ok {
 			return "", false
 		}
-		text += ip
+		text.WriteString(ip)
 	default:
 		return "", false
 	}
 	if pad > 0 {
-		text += fmt.Sprintf(" pad %d", pad)
+		text.WriteString(fmt.Sprintf(" pad %d", pad))
 	}
-	return text, same(text, frame)
+	return text.String(), same(text.String(), frame)
 }
 
 func printARP(b []byte) string {
@@ -234,27 +235,28 @@ func csumOf(b []byte, off int, src, dst netip.Addr, proto byte) (is, right uint1
 }
 
 func printTCP(b []byte, src, dst netip.Addr) string {
-	s := ends("tcp", b) + " "
+	var s strings.Builder
+	s.WriteString(ends("tcp", b) + " ")
 	for i, f := range tcpFlags {
 		if b[13]&(1<<i) != 0 {
-			s += string(f)
+			s.WriteString(string(f))
 		}
 	}
 	if b[13] == 0 {
-		s += "-"
+		s.WriteString("-")
 	}
-	s += opt("seq", binary.BigEndian.Uint32(b[4:]), 0) + opt("ack", binary.BigEndian.Uint32(b[8:]), 0) +
-		opt("win", binary.BigEndian.Uint16(b[14:]), 65535)
+	s.WriteString(opt("seq", binary.BigEndian.Uint32(b[4:]), 0) + opt("ack", binary.BigEndian.Uint32(b[8:]), 0) +
+		opt("win", binary.BigEndian.Uint16(b[14:]), 65535))
 	header := int(b[12]>>4) * 4
 	if header > 20 {
-		s += " opt " + hex.EncodeToString(b[20:header])
+		s.WriteString(" opt " + hex.EncodeToString(b[20:header]))
 	}
 	is, right := csumOf(b, 16, src, dst, protoTCP)
-	s += opt("csum", is, right)
+	s.WriteString(opt("csum", is, right))
 	if urgent := binary.BigEndian.Uint16(b[18:]); urgent != 0 {
-		return s + " hex urgent" // no word for it: Parse refuses, the caller writes bytes
+		return s.String() + " hex urgent" // no word for it: Parse refuses, the caller writes bytes
 	}
-	return s + printHex(b[header:])
+	return s.String() + printHex(b[header:])
 }
 
 func printUDP(b []byte, src, dst netip.Addr) string {

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
 	"testing"
@@ -159,9 +160,7 @@ func (k *Kernel) load(t testing.TB, opts []Option) error {
 			return fmt.Errorf("load the programs: %w", err)
 		}
 		t.Cleanup(c.Close)
-		for name, p := range c.Programs {
-			k.progs[name] = p
-		}
+		maps.Copy(k.progs, c.Programs)
 		for name, m := range c.Maps {
 			if k.maps[name] == nil {
 				k.maps[name] = m
