@@ -156,6 +156,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	a.observer = flow.New(room("flow"), a, 0)
 	run.start("events", func(ctx context.Context) error { return a.datapath.Events(ctx, a.observer.Handle) })
 	run.start("lost events", a.countLost)
+	run.start("announcements", a.announce)
 	run.start("metrics", func(ctx context.Context) error { return a.metrics.Serve(ctx, cfg.MetricsAddress) })
 
 	// the rules

@@ -52,8 +52,6 @@ func (a *api) SetEndpointLabels(ctx context.Context, req *agentv1.SetEndpointLab
 	if ep, err = a.endpoints.SetLabels(ctx, ep.ID, add, remove); err != nil {
 		return nil, err
 	}
-	a.log.Info("endpoint labels changed", "ep", ep.ID, "id", uint32(ep.Identity))
-	a.observer.Announce(&agentv1.AgentEvent{Type: "endpoint-labels", Text: fmt.Sprintf("endpoint %d (%s) has identity %d", ep.ID, ep.Name(), ep.Identity)})
 	return a.endpointMessage(ep), nil
 }
 
@@ -102,7 +100,6 @@ func (a *api) DisconnectEndpoint(ctx context.Context, req *agentv1.GetEndpointRe
 		return nil, err
 	}
 	a.log.Info("endpoint disconnected on request", "ep", ep.ID, "name", ep.Name())
-	a.observer.Announce(&agentv1.AgentEvent{Type: "endpoint-disconnected", Text: fmt.Sprintf("endpoint %d (%s)", ep.ID, ep.Name())})
 	return a.endpointMessage(ep), nil
 }
 

@@ -119,6 +119,11 @@ func Load(args, environ []string, out io.Writer) (Config, error) {
 		if errors.Is(err, pflag.ErrHelp) {
 			return Config{}, ErrHelp
 		}
+		var unknown *pflag.NotExistError
+		if errors.As(err, &unknown) {
+			near, _ := nearest(fs, unknown.GetSpecifiedName())
+			return Config{}, fmt.Errorf("%w; did you mean --%s?", err, near)
+		}
 		return Config{}, fmt.Errorf("%w; porin-agent --help lists the flags", err)
 	}
 	if fs.NArg() > 0 {

@@ -80,7 +80,8 @@ func TestFaults(t *testing.T) {
 		want       string
 	}{
 		{"unknown key", "policy-enforcment: always\n", nil, nil, "policy-enforcment: no such setting; did you mean policy-enforcement?"},
-		{"unknown flag", "", nil, []string{"--mut=3"}, "unknown flag"},
+		{"unknown flag", "", nil, []string{"--policy-dri=/x"}, "did you mean --policy-dir?"},
+		{"flag without value", "", nil, []string{"--mtu"}, "--help lists"},
 		{"misspelt environment", "", []string{"PORIN_POLICY_ENFORCMENT=always"}, nil, "PORIN_POLICY_ENFORCMENT: policy-enforcment: no such setting"},
 		{"argument", "", nil, []string{"start"}, `argument "start"`},
 		{"a map", "mtu: {v4: 1500}\n", nil, nil, "mtu: a map"},

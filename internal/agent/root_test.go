@@ -81,7 +81,23 @@ func echoes(conn net.Conn) error {
 func TestRootLife(t *testing.T) {
 	n := newTestNode(t)
 	n.ready()
+	news, err := n.Monitor(t.Context(), &agentv1.MonitorRequest{Types: []string{"agent"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := news.Header(); err != nil {
+		t.Fatal(err)
+	}
 	a, b, web := n.pod("a", "a"), n.pod("b", "b"), n.pod("web", "web")
+	for {
+		msg, err := news.Recv()
+		if err != nil {
+			t.Fatalf("no word of the first endpoint: %v", err)
+		}
+		if ev := msg.GetAgent(); ev.GetType() == "endpoint-ready" && strings.Contains(ev.GetText(), "default/a") {
+			break
+		}
+	}
 	web.serve(t, port)
 	reaches(t, a, web, true)
 	reaches(t, b, web, true)
