@@ -74,7 +74,7 @@ func run(ctx context.Context) (err error) {
 	flag.StringVar(&names, "metrics", "", "measure only these, by comma (default: all)")
 	flag.StringVar(&out, "out", "bench/latest.json", "file for the results")
 	flag.StringVar(&binDir, "bin-dir", "bin", "folder of porin-agent and porin-cni")
-	flag.IntVar(&b.pairs, "pairs", 6, "pairs of measurements for each ratio, at least 5")
+	flag.IntVar(&b.pairs, "pairs", 20, "pairs of measurements for each ratio, at least 5")
 	flag.Parse()
 	if err := space.RequireRoot("the benchmark"); err != nil {
 		return err
