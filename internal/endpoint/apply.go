@@ -216,6 +216,10 @@ func (e *Endpoints) addPrefixes(wanted map[netip.Prefix]bool) error {
 		return nil
 	}
 	e.learn(ids...)
+	if err := e.exposed(); err != nil {
+		e.leave(fresh)
+		return err
+	}
 	if err := e.deps.Datapath.PutPrefixes(fresh); err != nil {
 		err = fmt.Errorf("write %d CIDRs: %w", len(fresh), err)
 		if back := e.deps.Datapath.DeletePrefixes(sortedPrefixes(fresh)); back != nil {
@@ -226,11 +230,7 @@ func (e *Endpoints) addPrefixes(wanted map[netip.Prefix]bool) error {
 			}
 			return errors.Join(err, fmt.Errorf("take them back: %w", back))
 		}
-		// Some were there for a moment: packets under way may hold their identities.
-		for p, id := range fresh {
-			e.kernel.leaving[p] = leaving{id, e.cfg.Now()}
-		}
-		e.wake()
+		e.leave(fresh) // some were there for a moment: packets under way may hold their identities
 		return err
 	}
 	for p, id := range fresh {
@@ -244,6 +244,14 @@ func (e *Endpoints) addPrefixes(wanted map[netip.Prefix]bool) error {
 	return nil
 }
 
+// leave lets the identities of prefixes without rows rest for the grace period before they are released.
+func (e *Endpoints) leave(ps map[netip.Prefix]identity.ID) {
+	for p, id := range ps {
+		e.kernel.leaving[p] = leaving{id, e.cfg.Now()}
+	}
+	e.wake()
+}
+
 // dropPrefixes takes away the prefixes that no rule needs. Their identities' rows stay for the grace period.
 func (e *Endpoints) dropPrefixes(wanted map[netip.Prefix]bool) bool {
 	var gone []netip.Prefix
@@ -252,7 +260,7 @@ func (e *Endpoints) dropPrefixes(wanted map[netip.Prefix]bool) bool {
 			gone = append(gone, p)
 		}
 	}
-	if len(gone) == 0 {
+	if len(gone) == 0 || e.undenied() { // former rules may need them to mean what they meant
 		return false
 	}
 	if err := e.deps.Datapath.DeletePrefixes(gone); err != nil {

@@ -160,7 +160,11 @@ func (e *Endpoints) build(ctx context.Context, req Request) (Endpoint, error) {
 	if err := e.take(ctx); err != nil {
 		return ep, err
 	}
-	ready, err := e.ready(ep)
+	e.learn(ident)
+	ready := ep
+	if err = e.exposed(); err == nil {
+		ready, err = e.ready(ep)
+	}
 	e.give()
 	if err != nil {
 		return ep, err

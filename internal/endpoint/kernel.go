@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"porin/internal/identity"
@@ -95,14 +96,14 @@ func (e *Endpoints) lockUsers(key policy.SubjectKey, why error) {
 // lockdown denies everything from and to ep until a retry succeeds, and says why.
 func (e *Endpoints) lockdown(ep Endpoint, why error) {
 	if err := e.deps.Datapath.LockEndpoint(ep); err != nil {
-		// Its row still holds the rules it had before. That must not pass unseen.
+		// It keeps the rules it had, and so do they keep their rows. That must not pass unseen.
 		why = errors.Join(why, fmt.Errorf("deny its traffic: %w", err))
 		e.log.Error("endpoint not denied", "ep", ep.ID, "dev", ep.Device, "err", err)
 		e.alarm(lockAlarm(ep.ID), fmt.Sprintf("endpoint %d (%s) could not be denied and keeps its former rules: %v", ep.ID, ep.Name(), err))
 	} else {
 		e.alarm(lockAlarm(ep.ID), "")
+		e.point(ep.ID, "", "")
 	}
-	e.point(ep.ID, "", "")
 	ep.Phase, ep.Message, ep.Ingress, ep.Egress = NotReady, why.Error(), "", ""
 	e.log.Warn("endpoint denied until a retry succeeds", "ep", ep.ID, "dev", ep.Device, "err", why)
 	e.put(ep)
@@ -110,6 +111,38 @@ func (e *Endpoints) lockdown(ep Endpoint, why error) {
 }
 
 func lockAlarm(id uint16) string { return fmt.Sprintf("lock %d", id) }
+
+// undenied tells whether an endpoint still has former rules because it could not be denied.
+func (e *Endpoints) undenied() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for kind := range e.alarms {
+		if strings.HasPrefix(kind, "lock ") {
+			return true
+		}
+	}
+	return false
+}
+
+// exposed is an error while an endpoint that could not be denied has a subject that could not be patched: it judges new
+// identities as everyone else. None may get an address then.
+func (e *Endpoints) exposed() error {
+	if !e.undenied() {
+		return nil
+	}
+	for id, keys := range e.kernel.pointed {
+		ep, ok := e.ByID(id)
+		if !ok || ep.Phase != NotReady {
+			continue
+		}
+		for _, key := range keys {
+			if s := e.kernel.subjects[key]; s == nil || s.broken {
+				return fmt.Errorf("endpoint %d can neither learn of new identities nor be denied: %s", id, ep.Message)
+			}
+		}
+	}
+	return nil
+}
 
 // later plans the next retry of an endpoint.
 func (e *Endpoints) later(id uint16) {

@@ -125,6 +125,12 @@ func (e *Endpoints) reidentify(ctx context.Context, id uint16, all, security lab
 		e.put(now)
 		return before, now, nil
 	}
+	if known, err := e.identityOf(now); err == nil {
+		e.learn(known)
+	}
+	if err := e.exposed(); err != nil && before.Identity != ident {
+		return before, now, err
+	}
 	done, err := e.ready(now)
 	if err == nil {
 		return before, done, nil

@@ -78,7 +78,7 @@ func (e *Endpoints) Learn(ctx context.Context, ids ...identity.Identity) error {
 	}
 	defer e.give()
 	e.learn(ids...)
-	return nil
+	return e.exposed()
 }
 
 // Reidentify makes Run ask for the identities of the endpoints with this number anew. It does not block.
