@@ -85,6 +85,7 @@ func newRig() (*rig, error) {
 		if err != nil {
 			return r, err
 		}
+		spec.Maps["policy_ports"].MaxEntries = tables * 1024
 		c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared(r.maps, spec)})
 		if err != nil {
 			return r, fmt.Errorf("load the programs to time: %w", err)
@@ -242,7 +243,7 @@ func shapes() []shape {
 		{"established_packet_ns", "pod_egress", "empty", "TCP packet of a live flow, pod to pod, both policies judged, 524,288-flow table", 7},
 		{"established_packet_v4only_ns", "pod_egress4", "empty", "the same with 32-bit addresses in every key", 7},
 		{"first_packet_ns", "first_packet", "random2", "new TCP flow to one of 131,072 identities: judged, inserted, reported", 7},
-		{"policy_lookup_ns", "policy_row", "random1", "one of 16,000 rows (table, protocol, port), exact", 0},
+		{"policy_lookup_ns", "policy_row", "random1", "one of 16,000 rows (table, protocol, port) in a map of 16,384, exact", 0},
 		{"policy_subject_ns", "policy_random", "random1", "(subject, identity) of 131,072, then its table's row", 0},
 		{"peer_lookup_ns", "peer_lookup", "random1", "one of 131,072 addresses", 0},
 	}
