@@ -79,7 +79,7 @@ func (l *Lab) agentReady(ctx context.Context, node place, ended <-chan error) er
 	defer conn.Close()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	last := errors.New("no answer yet")
+	var last error
 	for {
 		call, done := context.WithTimeout(ctx, 2*time.Second)
 		st, err := client.Status(call, &agentv1.StatusRequest{}, grpc.WaitForReady(true))
@@ -96,7 +96,7 @@ func (l *Lab) agentReady(ctx context.Context, node place, ended <-chan error) er
 		case err := <-ended:
 			return fmt.Errorf("it ended: %w", exited(err))
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", ctx.Err(), last)
+			return errors.Join(ctx.Err(), last)
 		case <-tick.C:
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -323,12 +324,7 @@ func reported(drops []*flowpb.Flow, reason string) bool {
 }
 
 func anyByPolicy(drops []*flowpb.Flow) bool {
-	for _, d := range drops {
-		if byPolicy(d) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(drops, byPolicy)
 }
 
 func reasons(drops []*flowpb.Flow) string {

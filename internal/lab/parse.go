@@ -58,10 +58,10 @@ func Parse(file string, data []byte) (*Spec, error) {
 	}
 	var more yaml.Node
 	if err := dec.Decode(&more); err == nil {
-		return nil, fmt.Errorf("%s:%d: a lab file is one document: remove the '---'", file, more.Line)
+		return nil, fmt.Errorf("%s:%d: a lab file is one document, but here is a '---' (remove it)", file, more.Line)
 	}
 	if len(doc.Content) != 1 || doc.Content[0].Kind != yaml.MappingNode {
-		return nil, fmt.Errorf("%s: a lab file is a mapping with workloads, objects, checks ...", file)
+		return nil, fmt.Errorf("%s: a lab file is a mapping of workloads, objects, checks and the like", file)
 	}
 	p := &problems{file: file}
 	knownFields(p, doc.Content[0], reflect.TypeFor[Spec](), "")
