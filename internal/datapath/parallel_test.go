@@ -21,16 +21,14 @@ func TestRootEverythingAtOnce(t *testing.T) {
 	empty := dumpOf(t, d)
 	var group sync.WaitGroup
 	work := func(rounds int, f func(round int) error) {
-		group.Add(1)
-		go func() {
-			defer group.Done()
+		group.Go(func() {
 			for i := range rounds {
 				if err := f(i); err != nil {
 					t.Error(err)
 					return
 				}
 			}
-		}()
+		})
 	}
 	for w := range 4 {
 		ep := pod(t, uint16(100+w))
