@@ -9,11 +9,23 @@
 #include "route.h"
 #include "source.h"
 
-/* Neighbour discovery and the like are between neighbours; no pod has one behind these hooks. */
+/* Addresses that no packet may come from. */
+static __always_inline bool is_martian(const struct packet *p)
+{
+	__u32 w = bpf_ntohl(p->flags & PF_V4 ? p->src.w[3] : p->src.w[0]);
+
+	if (p->flags & PF_V4)
+		return w >> 24 == 0 || w >> 24 == 127 || w >> 29 == 7;
+	return w >> 24 == 0xff || (w & 0xffc00000) == 0xfe800000 || (!w && !p->src.w[1] && !p->src.w[2]);
+}
+
+/* Neighbour discovery is between neighbours; no pod has one behind these hooks. */
 static __always_inline enum verdict host_guard(struct packet *p)
 {
 	if (is_nd(p))
 		return drop(p, DROP_FORBIDDEN_ICMP6);
+	if (is_martian(p) || addr_equal(&p->src, &p->dst))
+		return drop(p, DROP_INVALID_SOURCE_IP);
 	return p->ttl ? NEXT : drop(p, DROP_TTL);
 }
 
