@@ -273,6 +273,7 @@ func TestCollectedNumbersRest(t *testing.T) {
 	b := newNode(t, "b", srv.cfg.Endpoint(), func(c *Config) { c.First, c.Last = 300, 300 })
 	id := a.allocate("k8s:app=one;")
 	b.allocate("k8s:app=one;")
+	eventually(t, "both watches tell of it", func() bool { return a.told(id) != "" && b.told(id) != "" })
 	if _, err := a.Allocate(t.Context(), "k8s:app=two;"); !errors.Is(err, ErrExhausted) || !strings.Contains(err.Error(), "1 are in use") {
 		t.Errorf("a second set for one number: %v", err)
 	}
