@@ -1,7 +1,7 @@
 // Package cli assembles the porin command: what people type into what the agent is asked, and its answers into text.
 // It reads arguments, manifests and the agent's socket and writes to its output and error streams, with every character
-// escaped that could command a terminal. It never decides anything about policy; it asks the agent, so that both
-// cannot differ.
+// escaped that could command a terminal. It never decides anything about policy; it asks the agent, or without one the
+// same engine, so that they cannot differ.
 package cli
 
 import (

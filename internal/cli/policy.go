@@ -18,8 +18,10 @@ import (
 )
 
 func (s *shell) policyCommand() *cobra.Command {
-	return group("policy", "Who may talk to whom", "  porin policy apply -f policy.yaml\n  porin policy get",
+	c := group("policy", "Who may talk to whom", "  porin policy apply -f policy.yaml\n  porin policy get\n  porin policy test examples/starwars/lab.yaml",
 		s.policyApply(), s.policyGet(), s.policyDelete(), s.policyWait())
+	c.AddCommand(s.offline()...)
+	return c
 }
 
 // waiting is what apply, delete and wait have in common.

@@ -1,0 +1,119 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"porin/internal/flow"
+	"porin/internal/policy/advise"
+)
+
+func (s *shell) policyMatrix() *cobra.Command {
+	var a asking
+	var texts, with []string
+	cmd := &cobra.Command{
+		Use:   "matrix",
+		Short: "Every workload to every workload on every port: allowed or not",
+		Long: `Prints a table for each port, the rows who opens the connection, the columns who is asked. -o list gives a line for each
+connection, with the rules that decided. Without --port, every port that a workload serves. --with adds outside ends.
+
+` + worldHelp + "\n\n" + endHelp,
+		Example: `  porin policy matrix -w examples/starwars/lab.yaml
+  porin policy matrix -w workloads.yaml -f policies/ --port 80/TCP --port ICMP --with host --with 203.0.113.10 -o list
+  sudo porin policy matrix --live -o json`,
+		Args: exactly(),
+	}
+	a.flags(cmd)
+	cmd.Flags().StringSliceVar(&texts, "port", nil, "port as 80/TCP, 53/UDP, 8/ICMP (a type) or ICMP (default: every port that a workload serves)")
+	cmd.Flags().StringArrayVar(&with, "with", nil, "another end: an address, host, world-ipv4, labels (may be repeated)")
+	out := outputFlag(cmd, "list")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		w, err := s.world(cmd, &a)
+		if err != nil {
+			return err
+		}
+		ps, err := ports(w, texts)
+		if err != nil {
+			return err
+		}
+		if len(ps) == 0 {
+			ps = w.Served()
+		}
+		who := w.Workloads()
+		for _, text := range with {
+			more, err := w.Find(text, "")
+			if err != nil {
+				return coded{fmt.Errorf("--with: %w", err), exitUsage}
+			}
+			who = append(who, more...)
+		}
+		if len(who) == 0 {
+			return usage("no workloads: say --workloads FILE, or name ends with --with")
+		}
+		cells, err := w.Matrix(who, who, ps)
+		if err != nil {
+			return err
+		}
+		if out.format == "list" {
+			return table(cmd.OutOrStdout(), []string{"FROM", "TO", "PORT", "VERDICT", "SIDE", "DECIDED BY"}, cellRows(cells))
+		}
+		return out.print(cmd.OutOrStdout(), asJSON(cells), func(w io.Writer) error { return printMatrix(w, cells) })
+	}
+	return cmd
+}
+
+func cellRows(cells []advise.Cell) (rows [][]string) {
+	for _, c := range cells {
+		rows = append(rows, []string{c.From, c.To, c.Port, c.Verdict, c.Side, deciders(c.Rules)})
+	}
+	return rows
+}
+
+// printMatrix prints one table for each port.
+func printMatrix(w io.Writer, cells []advise.Cell) error {
+	for len(cells) > 0 {
+		n := slices.IndexFunc(cells, func(c advise.Cell) bool { return c.Port != cells[0].Port })
+		if n < 0 {
+			n = len(cells)
+		}
+		if err := printPort(w, cells[:n]); err != nil {
+			return err
+		}
+		if cells = cells[n:]; len(cells) > 0 {
+			fmt.Fprintln(w)
+		}
+	}
+	return nil
+}
+
+func printPort(w io.Writer, cells []advise.Cell) error {
+	var froms, tos []string
+	at := map[[2]string]string{}
+	for _, c := range cells {
+		if !slices.Contains(froms, c.From) {
+			froms = append(froms, c.From)
+		}
+		if !slices.Contains(tos, c.To) {
+			tos = append(tos, c.To)
+		}
+		at[[2]string{c.From, c.To}] = c.Verdict
+	}
+	slices.Sort(froms)
+	slices.Sort(tos)
+	columns := []string{flow.Escape(cells[0].Port)}
+	for _, to := range tos {
+		columns = append(columns, flow.Escape(to))
+	}
+	var rows [][]string
+	for _, from := range froms {
+		row := []string{from}
+		for _, to := range tos {
+			row = append(row, at[[2]string{from, to}])
+		}
+		rows = append(rows, row)
+	}
+	return table(w, columns, rows)
+}

@@ -1,0 +1,167 @@
+package advise
+
+import (
+	"fmt"
+	"slices"
+
+	"porin/internal/identity"
+	"porin/internal/policy"
+	"porin/internal/verdict"
+)
+
+// grid is every end resolved once: the same tables that the kernel would hold, so that many questions are cheap.
+type grid struct {
+	w        *World
+	subjects map[identity.ID][3]*policy.Subject    // by direction; nil: not judged
+	open     map[identity.ID][3]policy.PortVerdict // of those that are not judged
+	rules    map[policy.Cookie][]policy.RuleRef
+}
+
+// newGrid resolves the ends. Ends of different content must have different numbers.
+func (w *World) newGrid(ends []End) (*grid, error) {
+	g := &grid{w: w, subjects: map[identity.ID][3]*policy.Subject{}, open: map[identity.ID][3]policy.PortVerdict{}, rules: map[policy.Cookie][]policy.RuleRef{}}
+	add := append(identity.Reserved(), w.blocks...)
+	for _, e := range ends {
+		add = append(add, e.Identity)
+	}
+	w.Engine.UpdateIdentities(add, nil)
+	for _, e := range ends {
+		id := e.Identity
+		if _, ok := g.subjects[id.ID]; ok || g.open[id.ID] != [3]policy.PortVerdict{} {
+			continue
+		}
+		if !policy.Judged(id) {
+			d := w.Engine.Decide(id, id, 0, 0)
+			g.open[id.ID] = [3]policy.PortVerdict{verdict.Ingress: d.Ingress, verdict.Egress: d.Egress}
+			continue
+		}
+		in, out, err := w.Engine.Resolve(id)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", e.Name, err)
+		}
+		g.subjects[id.ID] = [3]*policy.Subject{verdict.Ingress: in, verdict.Egress: out}
+	}
+	return g, nil
+}
+
+// side is what one end says about a peer.
+func (g *grid) side(e, peer identity.ID, d verdict.Direction, p Port) policy.PortVerdict {
+	if s := g.subjects[e][d]; s != nil {
+		return s.Lookup(peer, p.Proto, p.Number)
+	}
+	return g.open[e][d]
+}
+
+// ask is World.Ask out of the tables.
+func (g *grid) ask(from, to End, p Port) answer {
+	return answer{g.side(from.Identity.ID, to.Identity.ID, verdict.Egress, p), g.side(to.Identity.ID, from.Identity.ID, verdict.Ingress, p)}
+}
+
+// answer is what both ends say.
+type answer struct{ egress, ingress policy.PortVerdict }
+
+// action joins both ends as the engine does; audit is the engine's audit mode.
+func (a answer) action(audit bool) verdict.Action {
+	switch {
+	case a.egress.Action == verdict.Deny || a.ingress.Action == verdict.Deny:
+		if audit {
+			return verdict.Audit
+		}
+		return verdict.Deny
+	case a.egress.Action == verdict.Redirect || a.ingress.Action == verdict.Redirect:
+		return verdict.Redirect
+	}
+	return verdict.Allow
+}
+
+func (g *grid) explain(c policy.Cookie) []policy.RuleRef {
+	if r, ok := g.rules[c]; ok {
+		return r
+	}
+	r := g.w.Engine.Explain(c)
+	g.rules[c] = r
+	return r
+}
+
+// verdict names the end that decided and its rules: those of an end that denies, or of both.
+func (g *grid) verdict(a answer) Verdict {
+	return join(a, a.action(g.w.Config.Audit), g.explain)
+}
+
+func join(a answer, action verdict.Action, explain func(policy.Cookie) []policy.RuleRef) Verdict {
+	v := Verdict{Action: action, Side: "both"}
+	out, in := a.egress.Action == verdict.Deny, a.ingress.Action == verdict.Deny
+	switch {
+	case out && !in:
+		v.Side, v.Rules = "egress", rulesOf(explain(a.egress.Cookie))
+	case in && !out:
+		v.Side, v.Rules = "ingress", rulesOf(explain(a.ingress.Cookie))
+	default:
+		v.Rules = rulesOf(slices.Concat(explain(a.egress.Cookie), explain(a.ingress.Cookie)))
+	}
+	return v
+}
+
+// Cell is one entry of the truth table.
+type Cell struct {
+	From    string `json:"from"`
+	To      string `json:"to"`
+	Port    string `json:"port"`
+	Verdict string `json:"verdict"`
+	Side    string `json:"side"`
+	Rules   []Rule `json:"rules"`
+}
+
+// Matrix asks about each of froms to each of tos, but not to itself, on each port.
+func (w *World) Matrix(froms, tos []End, ports []Port) ([]Cell, error) {
+	g, err := w.newGrid(append(slices.Clone(froms), tos...))
+	if err != nil {
+		return nil, err
+	}
+	out := []Cell{}
+	for _, p := range ports {
+		for _, from := range froms {
+			for _, to := range tos {
+				if from.Name == to.Name || !common(from, to, p) {
+					continue
+				}
+				v := g.verdict(g.ask(from, to, p))
+				out = append(out, Cell{from.Name, to.Name, p.String(), v.Word(), v.Side, v.Rules})
+			}
+		}
+	}
+	return out, nil
+}
+
+// common tells whether a packet of the protocol can go between them: IPv4's ICMP does not go to an IPv6 address.
+func common(from, to End, p Port) bool {
+	for _, family := range []string{"ipv4", "ipv6"} {
+		if family == "ipv4" && p.Proto == policy.ProtoICMPv6 || family == "ipv6" && p.Proto == policy.ProtoICMP {
+			continue
+		}
+		if speaks(from, family) && speaks(to, family) {
+			return true
+		}
+	}
+	return false
+}
+
+// Served returns every port that a workload serves, each once, in order; 80/TCP if none says.
+func (w *World) Served() (out []Port) {
+	for _, e := range w.Workloads() {
+		for _, s := range e.Serves {
+			if !slices.Contains(out, s.Port) {
+				out = append(out, s.Port)
+			}
+		}
+	}
+	if len(out) == 0 {
+		return []Port{{policy.ProtoTCP, 80}}
+	}
+	slices.SortFunc(out, comparePorts)
+	return out
+}
+
+func comparePorts(a, b Port) int {
+	return 65536*(slices.Index(protocols(), a.Proto)-slices.Index(protocols(), b.Proto)) + int(a.Number) - int(b.Number)
+}

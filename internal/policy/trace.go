@@ -1,0 +1,167 @@
+package policy
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+
+	"porin/internal/identity"
+	"porin/internal/labels"
+	"porin/internal/verdict"
+)
+
+// Trace is a Decision with every step that leads to it.
+type Trace struct {
+	Decision
+	Sides []Side // egress of the sender, then ingress of the receiver
+}
+
+// Side is what one end says.
+type Side struct {
+	Direction verdict.Direction
+	Verdict   PortVerdict
+	Decided   []RuleRef // the rules behind the verdict
+	Isolated  []RuleRef // what denies where nothing allows; empty: nothing does
+	Steps     []Step    // entries of the rules that select this end, the first to be asked first
+	Others    []Other   // rules with a part for this direction that do not select this end
+}
+
+// Step is one entry: it counts when both its peers and its ports fit.
+type Step struct {
+	Rule     RuleRef
+	Tier     Tier
+	Priority uint16
+	Effect   Effect
+	Everyone bool   // it names no peers, or the entity all
+	Peers    []Test // one per selector, entity or block; one that fits is enough
+	PeerFits bool
+	Ports    []Port // nil: every protocol and port
+	PortFits bool
+}
+
+// Fits tells whether the entry speaks about this connection.
+func (s *Step) Fits() bool { return s.PeerFits && s.PortFits }
+
+// Test is one set of peers held against an identity.
+type Test struct {
+	Text    string // as an entry names it, with what its document implies
+	Fits    bool
+	Missing []labels.Requirement // of an endpoint selector: what the labels do not satisfy
+}
+
+// Other is a rule that does not select an end.
+type Other struct {
+	Rule    RuleRef
+	Missing []labels.Requirement
+}
+
+// Trace decides as Decide does and tells every step. It is for people: it asks all rules, not only those that an index
+// finds. Nobody else may change the engine meanwhile, or verdict and steps may be of different moments.
+func (e *Engine) Trace(from, to identity.Identity, proto uint8, port uint16) Trace {
+	t := Trace{Decision: e.Decide(from, to, proto, port)}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t.Sides = []Side{
+		e.side(&from, &to, verdict.Egress, t.Egress, proto, port),
+		e.side(&to, &from, verdict.Ingress, t.Ingress, proto, port),
+	}
+	return t
+}
+
+func (e *Engine) side(subject, peer *identity.Identity, d verdict.Direction, v PortVerdict, proto uint8, port uint16) Side {
+	s := Side{Direction: d, Verdict: v, Decided: e.cookies.explain(v.Cookie)}
+	if !judged(subject) {
+		return s
+	}
+	groups := e.groups(subject)
+	p := e.plan(subject, groups, d)
+	if p.own != nil {
+		s.Isolated = append(s.Isolated, p.own.ref)
+	}
+	if p.localhost != nil {
+		s.Steps = append(s.Steps, e.step(p.localhost, peer, proto, port))
+	}
+	for _, part := range p.parts {
+		for _, r := range part.isolates {
+			s.Isolated = append(s.Isolated, r.ref)
+		}
+		for _, st := range part.statements {
+			s.Steps = append(s.Steps, e.step(st, peer, proto, port))
+		}
+	}
+	slices.SortFunc(s.Isolated, compareRefs)
+	slices.SortStableFunc(s.Steps, func(a, b Step) int {
+		return cmp.Or(cmp.Compare(order(a.Tier, a.Priority), order(b.Tier, b.Priority)), cmp.Compare(b.Effect, a.Effect), compareRefs(a.Rule, b.Rule))
+	})
+	for ref, list := range e.rules {
+		for i, c := range list {
+			if c.parts[d].empty() || c.subject.matches(subject) {
+				continue
+			}
+			r := e.policies[ref].Rules[i]
+			s.Others = append(s.Others, Other{
+				Rule:    RuleRef{Policy: ref, Spec: r.Spec, Index: -1, Direction: d, File: e.policies[ref].File, Line: r.Line, Description: r.Description},
+				Missing: c.subject.missing(subject),
+			})
+		}
+	}
+	slices.SortFunc(s.Others, func(a, b Other) int { return compareRefs(a.Rule, b.Rule) })
+	return s
+}
+
+func (e *Engine) step(st *statement, peer *identity.Identity, proto uint8, port uint16) Step {
+	s := Step{
+		Rule: st.ref, Tier: Tier(st.order >> 16), Priority: uint16(st.order), Effect: st.effect, Everyone: st.all, PeerFits: st.all,
+		Ports: st.ports, PortFits: st.ports == nil,
+	}
+	for _, sel := range st.peers {
+		t := Test{Text: sel.text(), Fits: sel.matches(peer, &e.cfg)}
+		if sel.entity == "" && !sel.cidr.Prefix.IsValid() && !t.Fits {
+			t.Missing = sel.want.missing(peer)
+		}
+		s.PeerFits = s.PeerFits || t.Fits
+		s.Peers = append(s.Peers, t)
+	}
+	for _, p := range st.ports {
+		s.PortFits = s.PortFits || p.covers(proto) && (p.Any || p.First <= port && port <= p.Last)
+	}
+	return s
+}
+
+// missing returns the requirements that i does not satisfy; none if it is no workload, and that is what is missing.
+func (s *selector) missing(i *identity.Identity) (out []labels.Requirement) {
+	for _, q := range s.Requirements() {
+		if !q.Matches(i.Labels) {
+			out = append(out, q)
+		}
+	}
+	return out
+}
+
+// text names the selection as a person would.
+func (s *selection) text() string {
+	switch {
+	case s.entity != "":
+		return "entity " + s.entity
+	case s.cidr.Prefix.IsValid():
+		return s.cidr.String()
+	case len(s.want.Requirements()) == 0:
+		return "every workload"
+	}
+	return "{" + s.want.String() + "}"
+}
+
+// String returns the port as people write it: 80/TCP, 8000-8080/UDP, ANY.
+func (p Port) String() string {
+	name := protocolName(p)
+	switch {
+	case p.Any:
+		return name
+	case p.First == p.Last:
+		return strconv.Itoa(int(p.First)) + "/" + name
+	}
+	return strconv.Itoa(int(p.First)) + "-" + strconv.Itoa(int(p.Last)) + "/" + name
+}
+
+// Judged tells whether the rules are asked about an identity's own traffic: hosts and the world outside are peers only.
+func Judged(i identity.Identity) bool { return judged(&i) }
