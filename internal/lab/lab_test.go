@@ -32,6 +32,8 @@ func binaries(t *testing.T) string {
 
 // labName is unique to this test run.
 func labName(t *testing.T, suffix string) string {
+	t.Helper()
+	needRoot(t)
 	name := fmt.Sprintf("pt-%d-%s", os.Getpid(), suffix)
 	t.Cleanup(func() {
 		if err := Down(context.Background(), name); err != nil {

@@ -221,7 +221,11 @@ func (l *Lab) start(cmd *exec.Cmd, w space.Where, log string) (space.Process, er
 	if err := space.Start(cmd, w); err != nil {
 		return space.Process{}, err
 	}
-	return space.ProcessOf(cmd.Process.Pid)
+	proc, err := space.ProcessOf(cmd.Process.Pid)
+	if errors.Is(err, os.ErrProcessDone) {
+		err = nil // a short program; whoever waits for it learns how it ended
+	}
+	return proc, err
 }
 
 // startReady starts a process and waits until it has written "ready" to its standard output.

@@ -122,7 +122,8 @@ type Process struct {
 	Start uint64 `json:"start"` // clock ticks since boot
 }
 
-// ProcessOf reads when pid was started.
+// ProcessOf reads when pid was started. Of one that has ended and whose parent has not asked yet it returns that too,
+// with os.ErrProcessDone.
 func ProcessOf(pid int) (Process, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -139,7 +140,7 @@ func ProcessOf(pid int) (Process, error) {
 		return Process{}, fmt.Errorf("read start time of process %d: %w", pid, err)
 	}
 	if f[0] == "Z" {
-		return Process{}, fmt.Errorf("process %d has ended: %w", pid, os.ErrProcessDone)
+		return Process{PID: pid, Start: start}, fmt.Errorf("process %d has ended: %w", pid, os.ErrProcessDone)
 	}
 	return Process{PID: pid, Start: start}, nil
 }
