@@ -98,7 +98,7 @@ func NewEngine(cfg Config) *Engine {
 			return r
 		}
 		im := &e.implicit[d]
-		im.open, im.never = named("enforcement default: not isolated"), named("enforcement never: rules are ignored")
+		im.open, im.never = named("no policy isolates it"), named("enforcement never: rules are ignored")
 		im.always, im.init = named("enforcement always: isolated"), named("reserved:init: isolated")
 		im.outside, im.overflow = named("not an endpoint: not judged"), named("policy too large: denied")
 		if d == verdict.Ingress && cfg.AllowLocalhost != LocalhostPolicy {

@@ -29,7 +29,7 @@ func TestImitatedNamespace(t *testing.T) {
 			web > db tcp 1: allow
 			liar > db tcp 1: deny
 			stranger > db tcp 1: deny
-			other > liar tcp 1: allow by not isolated`)
+			other > liar tcp 1: allow by no policy isolates it`)
 	}
 }
 

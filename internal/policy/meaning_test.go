@@ -127,8 +127,8 @@ func TestMeaning1Enforcement(t *testing.T) {
 	stage(t, Config{}, rule).ask(`
 		web > db tcp 80: allow
 		other > db tcp 80: deny by red/p0 ingress
-		db > other tcp 80 out: allow by enforcement default: not isolated
-		other > web tcp 80: allow by enforcement default: not isolated`)
+		db > other tcp 80 out: allow by no policy isolates it
+		other > web tcp 80: allow by no policy isolates it`)
 	stage(t, Config{Enforcement: EnforceAlways}, rule).ask(`
 		web > db tcp 80 in: allow by red/p0 ingress[0]
 		web > db tcp 80 out: deny by enforcement always: isolated
@@ -148,9 +148,9 @@ func TestMeaning1Enforcement(t *testing.T) {
 	// one section isolates one direction; an empty list isolates too
 	stage(t, Config{}, red(db+"ingress: []")).ask(`
 		web > db tcp 80 in: deny by red/p0 ingress
-		db > web tcp 80 out: allow by not isolated`)
+		db > web tcp 80 out: allow by no policy isolates it`)
 	stage(t, Config{}, red(db+"egress: [{}]")).ask(`
-		web > db tcp 80 in: allow by not isolated
+		web > db tcp 80 in: allow by no policy isolates it
 		db > web tcp 80 out: deny by red/p0 egress`)
 	stage(t, Config{}, red(db+"ingressDeny: []")).ask(`
 		web > db tcp 80 in: deny by red/p0 ingress`)
@@ -164,7 +164,7 @@ func TestMeaning2BothSides(t *testing.T) {
 		web > db tcp 85: allow
 		web > db tcp 90: allow
 		web > db tcp 91: deny by red/p0 ingress
-		db > web tcp 85: allow by not isolated`)
+		db > web tcp 85: allow by no policy isolates it`)
 }
 
 func TestMeaning3Union(t *testing.T) {
@@ -200,7 +200,7 @@ func TestMeaning4DenyWins(t *testing.T) {
 		red(db+"ingressDeny: [{fromEntities: [host]}]\nenableDefaultDeny: {ingress: false}"),
 	).ask(`
 		host > db tcp 80: deny by red/p0 ingressDeny[0]
-		web > db tcp 80: allow by not isolated`)
+		web > db tcp 80: allow by no policy isolates it`)
 	stage(t, Config{}, red(db+"ingress: []\ningressDeny: [{fromEntities: [host]}]")).ask(`
 		host > db tcp 80: deny by red/p0 ingressDeny[0]`)
 }
@@ -353,8 +353,8 @@ func TestNamespaceScope(t *testing.T) {
 		web > health tcp 1: allow`)
 	stage(t, Config{}, red("endpointSelector: {matchLabels: {io.cilium.k8s.namespace.labels.team: y}}\ningress: []"),
 		red("endpointSelector: {matchExpressions: [{key: io.kubernetes.pod.namespace, operator: In, values: [red, blue]}]}\negress: []")).ask(`
-		web > other tcp 1 in: allow by not isolated
-		other > web tcp 1 out: allow by not isolated
+		web > other tcp 1 in: allow by no policy isolates it
+		other > web tcp 1 out: allow by no policy isolates it
 		web > other tcp 1 out: deny`)
 	stage(t, Config{}, clusterwide("endpointSelector: {}\ningress: []")).ask(`
 		other > web tcp 1: deny

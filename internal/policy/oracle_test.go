@@ -302,5 +302,5 @@ func oracle(cfg oConfig, policies []oPolicy, subject, peer oIdentity, ingress bo
 	case cfg.enforcement == "never":
 		return oVerdict{true, false, "enforcement never: rules are ignored"}
 	}
-	return oVerdict{true, false, "enforcement default: not isolated"}
+	return oVerdict{true, false, "no policy isolates it"}
 }
