@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -61,6 +62,9 @@ func Connect(a, b End) error {
 		}
 	}
 	for _, end := range []End{a, b} {
+		if err := InNetns(end.Netns, func() error { return carries(end.Name) }); err != nil {
+			return fmt.Errorf("connect %s to %s: %w", a.Name, b.Name, err)
+		}
 		if err := AddRoutes(end.Netns, end.Name, end.Routes); err != nil {
 			return fmt.Errorf("connect %s to %s: %w", a.Name, b.Name, err)
 		}
@@ -86,6 +90,23 @@ func (e End) up() error {
 		return fmt.Errorf("set %s up: %w", e.Name, err)
 	}
 	return addAddrs(l, e.Addrs)
+}
+
+// carries waits until the device sends. The end that was set up first drops what it is given until the kernel's link
+// watcher has seen the other one, which takes up to a second when both happen to have the same index.
+func carries(name string) error {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", name, err)
+		}
+		if l.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("wait for %s: it is %s, not up", name, l.Attrs().OperState)
+		}
+	}
 }
 
 func addAddrs(l netlink.Link, addrs []netip.Prefix) error {
