@@ -93,10 +93,16 @@ static __noinline void event_send(struct __sk_buff *ctx, struct packet *p, enum 
 	e->tcp_flags = p->tcp_flags;
 	if (snap > EVENT_SNAP)
 		snap = EVENT_SNAP;
-	/* clang forgets the bound above; the verifier wants to see it at the call (5.x to 6.18, clang-19) */
+	/* Both bounds must be seen by the verifier in the register of the call (6.1 to 6.18, clang-19): clang forgets
+	 * the one above, would make one test of a difference out of the two below, and before 6.8 nothing is learnt of
+	 * the least value from a test against zero. A frame has its Ethernet header.
+	 */
 	asm volatile("" : "+r"(snap));
-	if (snap && snap <= EVENT_SNAP && !bpf_skb_load_bytes(ctx, 0, e->snap, snap))
-		e->snap_len = snap;
+	if (snap >= ETH_HLEN) {
+		asm volatile("" : "+r"(snap));
+		if (snap <= EVENT_SNAP && !bpf_skb_load_bytes(ctx, 0, e->snap, snap))
+			e->snap_len = snap;
+	}
 	/* To wake the reader takes microseconds, fifty times as long as the packet: it looks by itself, 50 times a second. */
 	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
 }

@@ -11,42 +11,61 @@
 
 #define EXTHDR_MAX 8
 
-/* IPv4 options: adds their words to the header's checksum and drops source routes and broken lengths. */
+struct option_walk {
+	__u8 byte[64]; /* 40 are used: an index is masked where the verifier looks */
+	__u32 len;
+	__u32 at;
+	__u32 bad;
+};
+
+static __always_inline __u8 parse_option_byte(const struct option_walk *w, __u32 i)
+{
+	asm volatile("" : "+r"(i)); /* or clang knows better than the verifier and leaves the mask out */
+	return w->byte[i & 63];
+}
+
+/* One option; 1 ends the walk. */
+static int parse_option(__u32 n, struct option_walk *w)
+{
+	__u8 kind, size;
+
+	if (w->at >= w->len)
+		return 1;
+	kind = parse_option_byte(w, w->at);
+	if (kind == IPOPT_EOL)
+		return 1;
+	if (kind == IPOPT_NOP) {
+		w->at++;
+		return 0;
+	}
+	size = parse_option_byte(w, w->at + 1);
+	if (kind == IPOPT_LSRR || kind == IPOPT_SSRR || w->at + 1 >= w->len || size < 2 || w->at + size > w->len) {
+		w->bad = 1;
+		return 1;
+	}
+	w->at += size;
+	return 0;
+}
+
+/* IPv4 options: adds their words to the header's checksum and drops source routes and broken lengths. With bpf_loop, for
+ * in a loop the verifier walks every way through 40 bytes: 72,000 instructions on 6.18, over a million on 6.1.
+ */
 static __noinline enum verdict parse_options(struct __sk_buff *ctx, struct packet *p, __u64 sum)
 {
-	__u32 len = p->l4_off - ETH_HLEN - sizeof(struct iphdr);
-	union {
-		__u32 word[10];
-		__u8 byte[40];
-	} opt = {};
-	__u32 i = 0;
+	struct option_walk w = {.len = p->l4_off - ETH_HLEN - sizeof(struct iphdr)};
+	__u32 len = w.len;
 
-	if (len < 1 || len > sizeof(opt) || bpf_skb_load_bytes(ctx, ETH_HLEN + sizeof(struct iphdr), &opt, len))
+	if (len < 4)
+		return drop(p, DROP_INVALID_PACKET);
+	asm volatile("" : "+r"(len)); /* two tests, not one of a difference: see event_send */
+	if (len > 40 || bpf_skb_load_bytes(ctx, ETH_HLEN + sizeof(struct iphdr), w.byte, len))
 		return drop(p, DROP_INVALID_PACKET);
 	for (__u32 n = 0; n < 10; n++)
-		sum += opt.word[n];
+		sum += ((__u32 *)w.byte)[n];
 	if (csum_fold(sum))
 		return drop(p, DROP_INVALID_PACKET);
-#pragma clang loop unroll(disable)
-	for (__u32 n = 0; n < sizeof(opt); n++) {
-		__u8 kind, size;
-
-		if (i >= len || i >= sizeof(opt))
-			break;
-		kind = opt.byte[i];
-		if (kind == IPOPT_EOL)
-			break;
-		if (kind == IPOPT_NOP) {
-			i++;
-			continue;
-		}
-		if (kind == IPOPT_LSRR || kind == IPOPT_SSRR || i + 1 >= len || i + 1 >= sizeof(opt))
-			return drop(p, DROP_IP_OPTION);
-		size = opt.byte[i + 1];
-		if (size < 2 || i + size > len)
-			return drop(p, DROP_IP_OPTION);
-		i += size;
-	}
+	if (bpf_loop(40, parse_option, &w, 0) < 0 || w.bad)
+		return drop(p, DROP_IP_OPTION);
 	return NEXT;
 }
 

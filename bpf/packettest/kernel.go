@@ -223,6 +223,7 @@ type Input struct {
 	Mark     uint32
 	Priority uint32
 	GSOSize  uint32
+	Complete bool // the device has summed the packet up (CHECKSUM_COMPLETE), and the kernel checks the sum afterwards
 }
 
 // Result is what became of a packet.
@@ -236,6 +237,9 @@ type Result struct {
 	Priority uint32
 	Events   []bpf.Event
 }
+
+// checksumComplete is BPF_F_TEST_SKB_CHECKSUM_COMPLETE of linux/bpf.h, from kernel 6.16.
+const checksumComplete = 1 << 2
 
 // Send runs one packet.
 func (k *Kernel) Send(t testing.TB, in Input) Result {
@@ -255,6 +259,9 @@ func (k *Kernel) send(in Input) (Result, error) {
 	before := skb{Mark: in.Mark, Priority: in.Priority, Ifindex: in.Ifindex, GSOSize: in.GSOSize}
 	var after skb
 	opts := &ebpf.RunOptions{Data: in.Frame, DataOut: make([]byte, len(in.Frame)+256), Context: before, ContextOut: &after}
+	if in.Complete {
+		opts.Flags |= checksumComplete
+	}
 	var code uint32
 	var err error
 	var scratch [][]byte

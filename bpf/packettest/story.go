@@ -18,7 +18,7 @@ import (
 // story plays a text of commands, one a line, on the plain node that Reset makes. Lines that begin with # are told to
 // people only.
 //
-//	endpoint NAME [identity=N] [in=SUBJECT] [out=SUBJECT] [lockdown] [audit] [no4] [no6]
+//	endpoint NAME [identity=N] [in=SUBJECT] [out=SUBJECT] [mac=MAC] [lockdown] [audit] [no4] [no6]
 //	peer ADDR identity=N [local=NAME] [host] [cluster]
 //	prefix CIDR identity=N [cluster] [noowner]
 //	subject N [cookie=C]               nothing allowed, denied under cookie C
@@ -28,7 +28,7 @@ import (
 //	advance DURATION                   flows grow older
 //	forget endpoint NAME | forget peer ADDR | forget MAP | forget ways-back
 //	socket tcp|udp ADDR:PORT           a socket of this host
-//	send PROGRAM [DEVICE] [mark=N] [priority=N] [gso=N] 'PACKET'
+//	send PROGRAM [DEVICE] [mark=N] [priority=N] [gso=N] [complete] 'PACKET'
 //	want drop REASON | want peer|redirect|neigh DEVICE ['PACKET'] | want stack|host|reply ['PACKET']
 //	flow drop|trace|verdict [FIELD=VALUE ...]      the next event of the last packet
 //	noflow                                         there is none left
@@ -192,6 +192,13 @@ func (s *story) endpoint(t testing.TB, name string, o options) error {
 	}
 	if o.has("audit") {
 		flags |= bpf.EndpointAudit
+	}
+	if o.has("mac") {
+		mac, err := packet.ParseMAC(o["mac"])
+		if err != nil {
+			return err
+		}
+		p.MAC = mac
 	}
 	if o.has("no4") {
 		p.V4 = netip.Addr{}
@@ -433,7 +440,7 @@ func (s *story) send(t testing.TB, args []string) error {
 		"host_egress": hostDevice, "uplink_ingress": uplinkDevice, "uplink_egress": uplinkDevice,
 	}[program]
 	rest := args[1 : len(args)-1]
-	if len(rest) > 0 && !strings.Contains(rest[0], "=") {
+	if len(rest) > 0 && !strings.Contains(rest[0], "=") && rest[0] != "complete" {
 		device, rest = rest[0], rest[1:]
 	}
 	ifindex, ok := s.k.Device(device)
@@ -455,7 +462,7 @@ func (s *story) send(t testing.TB, args []string) error {
 		return err
 	}
 	s.sent = packet.Print(frame)
-	in := Input{Program: program, Ifindex: ifindex, Frame: frame, Mark: mark, Priority: priority, GSOSize: gso}
+	in := Input{Program: program, Ifindex: ifindex, Frame: frame, Mark: mark, Priority: priority, GSOSize: gso, Complete: o.has("complete")}
 	s.last, err = s.k.send(in)
 	if err == nil && os.Getenv("PORIN_STORY") != "" {
 		t.Logf("%s\n  -> %s", s.sent, s.outcome())
