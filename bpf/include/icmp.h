@@ -14,8 +14,9 @@ static __always_inline bool addr_less(const struct addr *a, const struct addr *b
 	return bpf_be64_to_cpu(x[1]) < bpf_be64_to_cpu(y[1]);
 }
 
-/* Canonical key of a packet from src to dst, in p->key; p->src_hi says which end sent it. For ICMP the role bit says
- * which end asks, so what one side asks never passes for an answer to the other, whatever the identifiers.
+/* Canonical key of a packet from src to dst, in p->key; p->src_hi says which end sent it. For ICMP the role says which
+ * end asks, so what one side asks never passes for an answer to the other, whatever the identifiers, and whether it is
+ * an echo: else one whose identifier is the number of another type would open the way for that type.
  */
 static __always_inline void conntrack_key(struct packet *p, const struct addr *src, const struct addr *dst,
 					  __be16 sport, __be16 dport, __u8 proto, bool echo, bool reply)
@@ -35,7 +36,7 @@ static __always_inline void conntrack_key(struct packet *p, const struct addr *s
 		key->hi_port = dport;
 	}
 	key->proto = proto;
-	key->role = is_icmp(proto) ? hi != (echo && reply) : 0;
+	key->role = is_icmp(proto) ? (hi != (echo && reply)) | !echo << 1 : 0;
 	key->pad = 0;
 	p->src_hi = hi;
 	p->echo = echo;

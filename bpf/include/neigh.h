@@ -17,6 +17,8 @@
 
 #define ND_OPT_TARGET_MAC 2
 
+#define GATEWAY4 0xa9fe0101 /* 169.254.1.1 */
+
 struct arp {
 	__be16 hardware;
 	__be16 protocol;
@@ -53,7 +55,7 @@ static __always_inline bool half_equal(const __be16 *half, __be32 v4)
 
 static __always_inline bool is_gateway4(const __be16 *half)
 {
-	return half_equal(half, bpf_htonl(0xa9fe0101));
+	return half_equal(half, bpf_htonl(GATEWAY4));
 }
 
 static __always_inline bool is_gateway6(const struct addr *a)
@@ -89,8 +91,8 @@ static __noinline enum verdict neigh_arp(struct __sk_buff *ctx, struct packet *p
 	arp->target_ip[0] = arp->sender_ip[0];
 	arp->target_ip[1] = arp->sender_ip[1];
 	mac_copy(arp->target_mac, ep->mac);
-	arp->sender_ip[0] = (__be16)bpf_htons(0xa9fe);
-	arp->sender_ip[1] = (__be16)bpf_htons(0x0101);
+	arp->sender_ip[0] = bpf_htons(GATEWAY4 >> 16);
+	arp->sender_ip[1] = bpf_htons(GATEWAY4 & 0xffff);
 	mac_copy(arp->sender_mac, s->gateway_mac);
 	p->out_ifindex = p->ifindex;
 	return V_REPLY;

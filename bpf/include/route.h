@@ -68,8 +68,10 @@ static __always_inline enum verdict route_ttl(struct __sk_buff *ctx, struct pack
 	return NEXT;
 }
 
-/* Beyond this node, as the kernel's routing table says. What needs an ICMP answer (TTL used up, too big, no route)
- * goes to the stack, which finds the same and gives it.
+/* Beyond this node, as the kernel's routing table says. What needs an ICMP answer (TTL used up, too big, a route that
+ * refuses) goes to the stack, which finds the same and gives it. What the stack would keep for itself does not: the
+ * broadcast address of an uplink, a router's anycast address, an address that the agent does not know yet. It was judged
+ * as somebody else's.
  */
 static __noinline enum verdict route_out(struct __sk_buff *ctx, struct packet *p)
 {
@@ -81,8 +83,6 @@ static __noinline enum verdict route_out(struct __sk_buff *ctx, struct packet *p
 
 	if (!s)
 		return drop(p, DROP_INTERNAL);
-	if (p->ttl <= 1)
-		return route_host(p, s);
 	fib.l4_protocol = p->proto;
 	fib.sport = p->sport;
 	fib.dport = p->dport;
@@ -100,12 +100,22 @@ static __noinline enum verdict route_out(struct __sk_buff *ctx, struct packet *p
 	rc = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	if (rc < 0)
 		return drop(p, DROP_INTERNAL);
-	if (rc == BPF_FIB_LKUP_RET_BLACKHOLE)
-		return drop(p, DROP_FIB);
-	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
+	switch (rc) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+	case BPF_FIB_LKUP_RET_NO_NEIGH:
+		break;
+	case BPF_FIB_LKUP_RET_UNREACHABLE:
+	case BPF_FIB_LKUP_RET_PROHIBIT:
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
+	case BPF_FIB_LKUP_RET_UNSUPP_LWT: /* the stack encapsulates */
 		return route_host(p, s);
+	default:
+		return drop(p, DROP_FIB);
+	}
 	if (fib.ifindex == s->host_ifindex) /* our own pod range, and no pod has the address */
 		return drop(p, DROP_UNKNOWN_L3_TARGET);
+	if (p->ttl <= 1)
+		return route_host(p, s);
 	if (route_ttl(ctx, p) != NEXT)
 		return V_DROP;
 	p->out_ifindex = fib.ifindex;

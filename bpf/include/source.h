@@ -19,7 +19,7 @@ static __always_inline bool is_unroutable(const struct packet *p)
 	__u32 w = bpf_ntohl(p->flags & PF_V4 ? p->dst.w[3] : p->dst.w[0]);
 
 	if (p->flags & PF_V4)
-		return w >> 24 == 0 || w >> 24 == 127 || w >> 28 == 15;
+		return w >> 24 == 0 || w >> 24 == 127 || w >> 28 == 15 || w == GATEWAY4;
 	return (w & 0xffc00000) == 0xfe800000 || (!w && !p->dst.w[1] && !p->dst.w[2]);
 }
 

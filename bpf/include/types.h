@@ -108,7 +108,7 @@ struct ct_key {
 	__be16 lo_port; /* ICMP echo: identifier on both sides */
 	__be16 hi_port;
 	__u8 proto;
-	__u8 role; /* ICMP echo: 1 when hi asks and lo answers, else 0; always 0 for others */
+	__u8 role; /* ICMP: bit 0 when hi asks, bit 1 when it is no echo; always 0 for others */
 	__u16 pad;
 };
 
