@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	agentv1 "porin/api/agent/v1"
+	"porin/internal/datapath"
 	"porin/internal/endpoint"
 	"porin/internal/kvstore"
 )
@@ -126,6 +127,7 @@ func coded(err error) error {
 	}{
 		{endpoint.ErrNotFound, codes.NotFound},
 		{endpoint.ErrInvalid, codes.InvalidArgument},
+		{datapath.ErrKey, codes.InvalidArgument},
 		{endpoint.ErrRefused, codes.PermissionDenied},
 		{endpoint.ErrNotReady, codes.FailedPrecondition},
 		{errOwner, codes.FailedPrecondition},

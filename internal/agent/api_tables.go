@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	agentv1 "porin/api/agent/v1"
+	"porin/internal/datapath"
 	"porin/internal/identity"
 )
 
@@ -86,10 +87,10 @@ func (a *api) ListMetrics(_ context.Context, req *agentv1.ListMetricsRequest) (*
 }
 
 func (a *api) ListMap(req *agentv1.ListMapRequest, out grpc.ServerStreamingServer[agentv1.Table]) error {
-	if known := []string{"endpoints", "policy", "ipcache", "ct", "nat"}; !slices.Contains(known, req.GetMap()) {
-		return invalid("map %q: there is none; known are %s", req.GetMap(), strings.Join(known, ", "))
+	t := &agentv1.Table{Columns: datapath.MapColumns(req.GetMap())}
+	if t.Columns == nil {
+		return invalid("map %q: there is none; known are endpoints, policy, ipcache, ct, nat", req.GetMap())
 	}
-	t := &agentv1.Table{}
 	first := true
 	flush := func() error {
 		if len(t.Rows) == 0 && !first {
@@ -99,12 +100,9 @@ func (a *api) ListMap(req *agentv1.ListMapRequest, out grpc.ServerStreamingServe
 		t, first = &agentv1.Table{}, false
 		return err
 	}
-	err := a.datapath.ListMap(req.GetMap(), req.GetKey(), func(columns, row []string) error {
+	err := a.datapath.ListMap(req.GetMap(), req.GetKey(), func(_, row []string) error {
 		if err := out.Context().Err(); err != nil {
 			return err
-		}
-		if first && t.Columns == nil {
-			t.Columns = columns
 		}
 		t.Rows = append(t.Rows, &agentv1.Row{Cells: row})
 		if len(t.Rows) < batch {

@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -13,36 +14,98 @@ import (
 	"porin/internal/verdict"
 )
 
-// ListMap emits the rows of a map as text: endpoints, policy, ipcache, ct or nat. With a key, only the rows that have it in
-// one of their leading columns.
+// ErrKey is returned for a key that no row of the map can have.
+var ErrKey = errors.New("not a key of this map")
+
+// MapColumns returns the columns of a map that ListMap lists; nil if there is no such map.
+func MapColumns(name string) []string {
+	switch name {
+	case "endpoints":
+		return []string{"ENDPOINT", "IFINDEX", "IPV4", "IPV6", "IDENTITY", "INGRESS", "EGRESS", "MAC", "FLAGS"}
+	case "policy":
+		return []string{"SUBJECT", "PEER", "TABLE", "PORT", "ACTION", "COOKIE", "PROXY"}
+	case "ipcache":
+		return []string{"PREFIX", "IDENTITY", "IFINDEX", "NODE", "FLAGS"}
+	case "ct":
+		return []string{"SOURCE", "DESTINATION", "PROTO", "ACTION", "FLAGS", "EXPIRES", "FROM", "TO", "SENT", "RECEIVED", "COOKIE-OUT", "COOKIE-IN"}
+	case "nat":
+		return []string{"SOURCE", "DESTINATION", "PROTO", "DIRECTION", "TRANSLATED", "IDLE"}
+	}
+	return nil
+}
+
+// ListMap emits the rows of a map as text: endpoints, policy, ipcache, ct or nat. With a key, only the rows that are about
+// it: an endpoint's number, ifindex or address; a subject or a peer; an address or CIDR; one end of a flow, with or without
+// the port.
 func (d *Datapath) ListMap(name, key string, emit func(columns []string, row []string) error) error {
 	list, ok := map[string]func(emitter) error{
-		"endpoints": d.listEndpoints, "endpoint": d.listEndpoints, "policy": d.listPolicy, "ipcache": d.listPeers,
-		"ct": d.listConntrack, "nat": d.listNat,
+		"endpoints": d.listEndpoints, "policy": d.listPolicy, "ipcache": d.listPeers, "ct": d.listConntrack, "nat": d.listNat,
 	}[name]
 	if !ok {
 		return fmt.Errorf("list map %q: known are endpoints, policy, ipcache, ct, nat", name)
 	}
-	return list(emitter{key, emit})
+	key, err := mapKey(name, key)
+	if err != nil {
+		return err
+	}
+	return list(emitter{key, MapColumns(name), emit})
+}
+
+// mapKey writes key as the rows of the map do.
+func mapKey(name, key string) (string, error) {
+	if key == "" {
+		return "", nil
+	}
+	switch name {
+	case "ipcache":
+		if a, err := netip.ParseAddr(key); err == nil {
+			return netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen()).String(), nil
+		}
+		p, err := netip.ParsePrefix(key)
+		if err != nil {
+			return "", fmt.Errorf("%q: an address or a CIDR is wanted: %w", key, ErrKey)
+		}
+		return p.Masked().String(), nil
+	case "ct", "nat":
+		if a, err := netip.ParseAddr(key); err == nil {
+			return a.Unmap().String(), nil
+		}
+		ap, err := netip.ParseAddrPort(key)
+		if err != nil {
+			return "", fmt.Errorf("%q: ADDRESS or ADDRESS:PORT is wanted: %w", key, ErrKey)
+		}
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()).String(), nil
+	}
+	return key, nil
 }
 
 type emitter struct {
-	key  string
-	emit func(columns []string, row []string) error
+	key     string
+	columns []string
+	emit    func(columns []string, row []string) error
 }
 
 // rows emits sorted rows. keys is how many leading columns a key may match.
-func (e emitter) rows(keys int, columns []string, rows [][]string) error {
+func (e emitter) rows(keys int, rows [][]string) error {
 	slices.SortFunc(rows, slices.Compare)
 	for _, r := range rows {
-		if e.key != "" && !slices.Contains(r[:keys], e.key) {
+		if e.key != "" && !slices.ContainsFunc(r[:keys], func(cell string) bool { return cell == e.key || hostOf(cell) == e.key }) {
 			continue
 		}
-		if err := e.emit(columns, r); err != nil {
+		if err := e.emit(e.columns, r); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// hostOf is the address of ADDRESS:PORT; empty for anything else.
+func hostOf(cell string) string {
+	ap, err := netip.ParseAddrPort(cell)
+	if err != nil {
+		return ""
+	}
+	return ap.Addr().String()
 }
 
 func (d *Datapath) listEndpoints(e emitter) error {
@@ -64,7 +127,7 @@ func (d *Datapath) listEndpoints(e emitter) error {
 			macText(r.MAC), dash(strings.Join(flags, ",")),
 		})
 	}
-	return e.rows(4, []string{"ENDPOINT", "IFINDEX", "IPV4", "IPV6", "IDENTITY", "INGRESS", "EGRESS", "MAC", "FLAGS"}, rows)
+	return e.rows(4, rows)
 }
 
 // listPolicy joins the three policy maps: a line per subject, peer and port.
@@ -119,7 +182,7 @@ func (d *Datapath) listPolicy(e emitter) error {
 			rows = append(rows, []string{num(k.Subject), peer, num(p.Table), l.what, action, hex32(l.v.Cookie), proxy})
 		}
 	}
-	return e.rows(2, []string{"SUBJECT", "PEER", "TABLE", "PORT", "ACTION", "COOKIE", "PROXY"}, rows)
+	return e.rows(2, rows)
 }
 
 func (d *Datapath) listPeers(e emitter) error {
@@ -151,16 +214,12 @@ func (d *Datapath) listPeers(e emitter) error {
 	for k, p := range tries {
 		add(k.Prefix(), p)
 	}
-	if a, err := netip.ParseAddr(e.key); err == nil {
-		e.key = netip.PrefixFrom(a, a.BitLen()).String()
-	}
-	return e.rows(1, []string{"PREFIX", "IDENTITY", "IFINDEX", "NODE", "FLAGS"}, rows)
+	return e.rows(1, rows)
 }
 
 // listConntrack emits batch by batch: half a million rows must not stand in memory as text.
 func (d *Datapath) listConntrack(e emitter) error {
 	now := monotonic()
-	columns := []string{"SOURCE", "DESTINATION", "PROTO", "ACTION", "FLAGS", "EXPIRES", "FROM", "TO", "SENT", "RECEIVED", "COOKIE-OUT", "COOKIE-IN"}
 	return d.conntrack.each(func(keys []bpf.CTKey, values []bpf.CTEntry) error {
 		rows := make([][]string, 0, len(keys))
 		for i, k := range keys {
@@ -175,13 +234,12 @@ func (d *Datapath) listConntrack(e emitter) error {
 				identity.ID(from).String(), identity.ID(to).String(), count(sent), count(received), hex32(c.CookieOut), hex32(c.CookieIn),
 			})
 		}
-		return e.rows(3, columns, rows)
+		return e.rows(2, rows)
 	})
 }
 
 func (d *Datapath) listNat(e emitter) error {
 	now := monotonic()
-	columns := []string{"SOURCE", "DESTINATION", "PROTO", "DIRECTION", "TRANSLATED", "IDLE"}
 	return d.nat.each(func(keys []bpf.NatKey, values []bpf.NatEntry) error {
 		rows := make([][]string, 0, len(keys))
 		for i, k := range keys {
@@ -193,7 +251,7 @@ func (d *Datapath) listNat(e emitter) error {
 				hostPort(k.Src, k.Sport), hostPort(k.Dst, k.Dport), proto(k.Proto), dir, hostPort(values[i].Addr, values[i].Port), left(now, values[i].Used),
 			})
 		}
-		return e.rows(3, columns, rows)
+		return e.rows(2, rows)
 	})
 }
 

@@ -454,6 +454,16 @@ func TestRootListMaps(t *testing.T) {
 	if got := rows("ct", ""); len(got) != 1 || !strings.HasPrefix(got[0], "10.7.0.11:4000 10.7.0.12:80 tcp allow") {
 		t.Errorf("ct %v", got)
 	}
+	for key, want := range map[string]int{"10.7.0.11": 1, "10.7.0.12:80": 1, "::ffff:10.7.0.12": 1, "10.7.0.13": 0, "10.7.0.12:81": 0} {
+		if got := rows("ct", key); len(got) != want {
+			t.Errorf("ct of %s: %v, want %d rows", key, got, want)
+		}
+	}
+	for name, key := range map[string]string{"ct": "tcp", "nat": "10.7.0.300", "ipcache": "everything"} {
+		if err := d.ListMap(name, key, nil); !errors.Is(err, ErrKey) {
+			t.Errorf("%s of %q: %v, want ErrKey", name, key, err)
+		}
+	}
 	if err := d.ListMap("bogus", "", nil); err == nil {
 		t.Error("an unknown map was listed")
 	}
