@@ -32,7 +32,7 @@ type fakeAgent struct {
 }
 
 // serve starts an agent on a socket of its own and returns the socket.
-func serve(t testing.TB, a *fakeAgent) string {
+func serve(t testing.TB, a agentv1.AgentServer) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ptcli") // short: a socket's path has at most 107 bytes
 	if err != nil {

@@ -102,14 +102,18 @@ func number(ends []End) []End {
 func (w *World) setBlocks(prefixes []netip.Prefix) {
 	w.blocks = nil
 	for i, p := range prefixes {
-		w.blocks = append(w.blocks, identity.Identity{ID: identity.ScopeLocal + 1 + identity.ID(i), Prefix: p, Labels: labels.New(
-			labels.Label{Source: labels.SourceCIDR, Key: p.String()},
-			labels.Label{Source: labels.SourceReserved, Key: strings.TrimPrefix(w.world(p.Addr()).ID.String(), "reserved:")},
-		)})
+		w.blocks = append(w.blocks, identity.Identity{ID: identity.ScopeLocal + 1 + identity.ID(i), Prefix: p, Labels: w.blockLabels(p)})
 	}
 	slices.SortFunc(w.blocks, func(a, b identity.Identity) int {
 		return cmp.Or(cmp.Compare(b.Prefix.Bits(), a.Prefix.Bits()), a.Prefix.Addr().Compare(b.Prefix.Addr()))
 	})
+}
+
+func (w *World) blockLabels(p netip.Prefix) labels.Labels {
+	return labels.New(
+		labels.Label{Source: labels.SourceCIDR, Key: p.String()},
+		labels.Label{Source: labels.SourceReserved, Key: strings.TrimPrefix(w.world(p.Addr()).ID.String(), "reserved:")},
+	)
 }
 
 // world is the rest of the world as far as a is concerned.
@@ -194,6 +198,9 @@ func shortName(s string) string { return s[strings.LastIndexByte(s, '/')+1:] }
 func (w *World) other(text string) (End, error) {
 	if a, err := netip.ParseAddr(text); err == nil {
 		a = a.Unmap().WithZone("")
+		if i := slices.IndexFunc(w.Ends, func(e End) bool { return e.Kind == Workload && slices.Contains(e.Addrs, a) }); i >= 0 {
+			return w.Ends[i], nil
+		}
 		return End{Kind: Address, Name: a.String(), Identity: w.At(a), Addrs: []netip.Addr{a}}, nil
 	}
 	if p, err := netip.ParsePrefix(text); err == nil {
