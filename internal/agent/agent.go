@@ -115,7 +115,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if a.addresses, err = ipam.New(ipam.Config{IPv4: cfg.IPv4Range, IPv6: cfg.IPv6Range}); err != nil {
 		return err
 	}
-	a.engine = newEngine(policy.Config{Enforcement: cfg.Enforcement, AllowLocalhost: cfg.AllowLocalhost, Audit: cfg.Audit, DualStack: dual})
+	a.engine = newEngine(policy.Config{Enforcement: cfg.Enforcement, AllowLocalhost: cfg.AllowLocalhost, Audit: cfg.Audit, Cluster: cfg.ClusterName, DualStack: dual})
 
 	// the kernel
 	began := time.Now()
@@ -137,7 +137,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	prefixes := a.datapath.RestoredPrefixes()
 	a.identities.RestoreCIDRs(prefixes)
 	a.endpoints = endpoint.New(room("endpoint"),
-		endpoint.Config{StateDir: cfg.StateDir, MTU: cfg.MTU, Security: cfg.Labels.Security, Prefixes: prefixes, Identities: identities},
+		endpoint.Config{StateDir: cfg.StateDir, MTU: a.datapath.MTU, Security: cfg.Labels.Security, Prefixes: prefixes, Identities: identities},
 		endpoint.Deps{DB: a.db, Datapath: a.metrics.Datapath(a.datapath), Policy: a.engine, Identities: a.identities, Addresses: a.addresses})
 	err = a.endpoints.Restore(ctx)
 	a.metrics.Bootstrapped("restore", time.Since(began), err)

@@ -110,7 +110,7 @@ func (a *agent) cniAdd(ctx context.Context, req cni.Request) (cni.Response, erro
 	}
 	resp := cni.Response{
 		Endpoint: ep.ID,
-		Host:     cni.Interface{Name: ep.Device},
+		Host:     cni.Interface{Name: ep.Device, MTU: ep.MTU},
 		Workload: cni.Interface{Name: ep.IfName, MAC: ep.MAC.String(), MTU: ep.MTU, Sandbox: ep.Netns},
 	}
 	for _, f := range []struct {

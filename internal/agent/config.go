@@ -30,6 +30,7 @@ import (
 // Config of an agent, checked. Never changed after Load; what may change at run time is in type live.
 type Config struct {
 	NodeName               string
+	ClusterName            string
 	RunDir                 string // sockets and locks; empty after a boot
 	StateDir               string // endpoints, policies, the embedded store
 	BPFRoot                string
@@ -67,8 +68,9 @@ const embedded = "embedded"
 const maxSocketPath = 107
 
 var (
-	nodePattern   = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
-	devicePattern = regexp.MustCompile(`^[^/\s:]{1,15}$`)
+	nodePattern    = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
+	clusterPattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$`)
+	devicePattern  = regexp.MustCompile(`^[^/\s:]{1,15}$`)
 )
 
 func flags() *pflag.FlagSet {
@@ -77,6 +79,7 @@ func flags() *pflag.FlagSet {
 	f.SortFlags = false
 	f.String("config", "", "YAML file with the settings below as keys, without the dashes")
 	f.String("node-name", strings.ToLower(host), "name of this node in the cluster")
+	f.String("cluster-name", "default", "name of the cluster that this node is of")
 	f.String("run-dir", "/run/porin", "folder of the sockets")
 	f.String("state-dir", "/var/lib/porin", "folder of what must survive a reboot")
 	f.String("bpf-root", "/sys/fs/bpf", "where bpffs is, or is to be mounted")
@@ -121,8 +124,11 @@ func Load(args, environ []string, out io.Writer) (Config, error) {
 		}
 		var unknown *pflag.NotExistError
 		if errors.As(err, &unknown) {
-			near, _ := nearest(fs, unknown.GetSpecifiedName())
-			return Config{}, fmt.Errorf("%w; did you mean --%s?", err, near)
+			return Config{}, fmt.Errorf("%w; %s", err, hint(fs, unknown.GetSpecifiedName(), "--"))
+		}
+		var value *pflag.InvalidValueError
+		if errors.As(err, &value) {
+			return Config{}, fmt.Errorf("--%s: %q: a value of type %s is wanted", value.GetFlag().Name, value.GetValue(), value.GetFlag().Value.Type())
 		}
 		return Config{}, fmt.Errorf("%w; porin-agent --help lists the flags", err)
 	}
@@ -194,8 +200,7 @@ func envName(key string) string {
 func assign(fs *pflag.FlagSet, key string, value any) error {
 	f := fs.Lookup(key)
 	if f == nil {
-		near, _ := nearest(fs, key)
-		return fmt.Errorf("%s: no such setting; did you mean %s?", key, near)
+		return fmt.Errorf("%s: no such setting; %s", key, hint(fs, key, ""))
 	}
 	if list, ok := value.([]any); ok {
 		words := make([]string, len(list))
@@ -214,7 +219,7 @@ func assign(fs *pflag.FlagSet, key string, value any) error {
 		value = ""
 	}
 	if err := fs.Set(key, fmt.Sprint(value)); err != nil {
-		return fmt.Errorf("%s: %v is not a %s", key, value, f.Value.Type())
+		return fmt.Errorf("%s: %q: a value of type %s is wanted", key, fmt.Sprint(value), f.Value.Type())
 	}
 	return nil
 }
@@ -228,6 +233,14 @@ func nearest(fs *pflag.FlagSet, key string) (name string, letters int) {
 		}
 	})
 	return name, letters
+}
+
+// hint names the setting that key may have been meant for, or says where they are listed.
+func hint(fs *pflag.FlagSet, key, dashes string) string {
+	if near, d := nearest(fs, key); 2*d <= len(key) {
+		return fmt.Sprintf("did you mean %s%s?", dashes, near)
+	}
+	return "porin-agent --help lists them"
 }
 
 // misspelt tells whether key looks like a setting written wrong rather than like something else.
@@ -271,6 +284,7 @@ func build(fs *pflag.FlagSet) (Config, error) {
 	})
 	b := builder{c.values, nil}
 	c.NodeName = b.check("node-name", nodePattern.MatchString, "only lower-case letters, digits, '-' and '.', at most 253")
+	c.ClusterName = b.check("cluster-name", clusterPattern.MatchString, "only lower-case letters, digits and '-', at most 32")
 	c.RunDir = b.check("run-dir", filepath.IsAbs, "an absolute path is wanted")
 	if n := len(filepath.Join(c.RunDir, storeSocket)); n > maxSocketPath {
 		b.fail("run-dir", fmt.Sprintf("%d characters are too long for the sockets in it; at most %d", len(c.RunDir), maxSocketPath-len(storeSocket)-1))

@@ -39,8 +39,7 @@ func (l *live) check(values map[string]string) error {
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		v := values[key]
 		if _, ok := l.values[key]; !ok {
-			near, _ := nearest(flags(), key)
-			return fmt.Errorf("%s: no such setting; did you mean %s?", key, near)
+			return fmt.Errorf("%s: no such setting; %s", key, hint(flags(), key, ""))
 		}
 		if !slices.Contains(changeable, key) {
 			return fmt.Errorf("%s: needs a restart; write it into the config file and restart porin-agent", key)

@@ -73,6 +73,9 @@ func (h *host) mtu() int {
 	return m
 }
 
+// MTU is what workloads get that ask for none.
+func (d *Datapath) MTU() int { return d.host.mtu() }
+
 func (h *host) uplinkIndexes() []int {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -124,7 +124,7 @@ func (e *Endpoints) build(ctx context.Context, req Request) (Endpoint, error) {
 		Device: at.DeviceName(), MTU: req.MTU, Phase: Creating, Created: e.cfg.Now(),
 	}
 	if ep.MTU == 0 {
-		ep.MTU = e.cfg.MTU
+		ep.MTU = e.cfg.MTU()
 	}
 	id, err := e.number(ep.Device)
 	if err != nil {

@@ -45,6 +45,18 @@ func TestCreateIsJudgedAtOnce(t *testing.T) {
 	if web.Phase != Ready || web.Revision != 1 || web.Identity == client.Identity || !web.Labels.Has(labels.Label{Source: "k8s", Key: labels.KeyNamespace, Value: "default"}) {
 		t.Errorf("row of web: %+v", web)
 	}
+	if web.MTU != 1500 {
+		t.Errorf("mtu of web %d, want the node's 1500", web.MTU)
+	}
+	var steps []string
+	for _, l := range a.Log(web.ID) {
+		steps = append(steps, string(l.Phase)+": "+l.Message)
+	}
+	if got, want := strings.Join(steps, "\n"), fmt.Sprintf("creating: has addresses %s, %s\nwaiting-for-identity: asks for the identity of %s\n"+
+		"creating: has identity %s; its device %s is made\nready: identity %[4]s, policy revision 1 is in force",
+		web.IPv4, web.IPv6, web.Security, web.Identity, web.Device); got != want {
+		t.Errorf("log of web:\n%s\nwant:\n%s", got, want)
+	}
 	for _, ref := range []string{"1", "endpoint-id:1", "container-id:web", "cni-attachment-id:web:eth0", "pod-name:default/web", "ipv4:" + web.IPv4.String(), "ipv6:" + web.IPv6.String()} {
 		if got, err := a.Get(ref); err != nil || got.ID != web.ID {
 			t.Errorf("Get(%s) = %d, %v; want %d", ref, got.ID, err, web.ID)

@@ -22,7 +22,7 @@ import (
 // Config of Endpoints. The zero value of a duration means its default.
 type Config struct {
 	StateDir string                            // the agent's; the files are in its folder endpoints
-	MTU      int                               // of workloads that do not ask for one; 0: the datapath decides
+	MTU      func() int                        // of workloads that do not ask for one; nil: the datapath decides
 	Security func(labels.Labels) labels.Labels // which labels make the identity; nil: all
 	// Prefixes are the CIDRs that the kernel still knows from before a restart. The allocator must know them too.
 	Prefixes map[netip.Prefix]identity.ID
@@ -110,6 +110,9 @@ func New(log *slog.Logger, cfg Config, deps Deps) *Endpoints {
 	if cfg.Security == nil {
 		cfg.Security = func(ls labels.Labels) labels.Labels { return ls }
 	}
+	if cfg.MTU == nil {
+		cfg.MTU = func() int { return 0 }
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -196,7 +199,7 @@ func (e *Endpoints) Get(ref string) (Endpoint, error) {
 	case "endpoint-id", "porin-local", "cilium-local":
 		n, err := strconv.ParseUint(value, 10, 16)
 		if err != nil || n == 0 {
-			return Endpoint{}, fmt.Errorf("endpoint %q: a number from 1 to 65535, or one of endpoint-id: cni-attachment-id: container-id: pod-name: ipv4: ipv6: %w", ref, ErrInvalid)
+			return Endpoint{}, fmt.Errorf("endpoint %q: write its number, NAMESPACE/POD, an address, or one of the forms endpoint-id: cni-attachment-id: container-id: pod-name: ipv4: ipv6: %w", ref, ErrInvalid)
 		}
 		ep, found = e.ByID(uint16(n))
 	case "cni-attachment-id":
@@ -252,8 +255,8 @@ func (e *Endpoints) put(ep Endpoint) {
 		n = &note{device: ep.Device}
 		e.notes[ep.ID] = n
 	}
-	if !had || old.Phase != ep.Phase || old.Message != ep.Message {
-		n.add(LogEntry{e.cfg.Now(), ep.Phase, ep.Message})
+	if !had || old.Phase != ep.Phase || old.Message != ep.Message || old.Identity != ep.Identity {
+		n.add(LogEntry{e.cfg.Now(), ep.Phase, step(old.Phase, ep)})
 	}
 	e.mu.Unlock()
 	e.rows.Put(ep)

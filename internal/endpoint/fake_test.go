@@ -412,7 +412,7 @@ func startLogging(t testing.TB, log *slog.Logger, k *kernelModel, store *memStor
 		t.Fatal(err)
 	}
 	cfg := Config{
-		StateDir: dir, MTU: 1500, Prefixes: restored, Identities: table,
+		StateDir: dir, MTU: func() int { return 1500 }, Prefixes: restored, Identities: table,
 		Check: 5 * time.Millisecond, RetryFirst: time.Millisecond, RetryMax: 10 * time.Millisecond, Grace: time.Millisecond,
 	}
 	for _, o := range opts {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -17,6 +19,37 @@ type LogEntry struct {
 }
 
 const logSize = 64
+
+// step tells in a few words what ep's new row means, from the phase that it was in before.
+func step(was Phase, ep Endpoint) string {
+	switch {
+	case ep.Message != "":
+		return ep.Message
+	case ep.Phase == Creating && was == WaitingForIdentity:
+		return fmt.Sprintf("has identity %s; its device %s is made", ep.Identity, ep.Device)
+	case ep.Phase == Creating:
+		return "has addresses " + addresses(ep)
+	case ep.Phase == WaitingForIdentity:
+		return "asks for the identity of " + ep.Security.String()
+	case ep.Phase == Ready:
+		return fmt.Sprintf("identity %s, policy revision %d is in force", ep.Identity, ep.Revision)
+	case ep.Phase == Restoring:
+		return "was there before the agent started; is compared with the kernel"
+	case ep.Phase == Disconnecting:
+		return "device, addresses and identity are given back"
+	}
+	return ""
+}
+
+func addresses(ep Endpoint) string {
+	var out []string
+	for _, a := range []netip.Addr{ep.IPv4, ep.IPv6} {
+		if a.IsValid() {
+			out = append(out, a.String())
+		}
+	}
+	return strings.Join(out, ", ")
+}
 
 func (n *note) add(l LogEntry) {
 	if len(n.log) == logSize {

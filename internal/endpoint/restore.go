@@ -157,7 +157,7 @@ func (e *Endpoints) rebuild(row Endpoint, why error) bool {
 	}
 	ep := Endpoint{
 		ID: row.ID, Identity: row.Identity, IPv4: row.IPv4, IPv6: row.IPv6, Device: row.Device,
-		Ifindex: row.Ifindex, MAC: row.MAC, MTU: e.cfg.MTU, Phase: Restoring, Created: e.cfg.Now(),
+		Ifindex: row.Ifindex, MAC: row.MAC, MTU: e.cfg.MTU(), Phase: Restoring, Created: e.cfg.Now(),
 	}
 	e.put(ep)
 	e.noteOf(ep.ID, func(n *note) { n.unclaimed, n.unsaved = true, true })
