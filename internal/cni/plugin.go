@@ -97,8 +97,13 @@ func (p plugin) reach(ctx context.Context, c *Config, wait time.Duration) (*Clie
 	deadline := p.now().Add(wait)
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
 		client, err := Dial(ctx, c.Socket())
-		if err == nil || !away(err) || p.now().Add(pause).After(deadline) {
-			return client, err
+		switch {
+		case err == nil:
+			return client, nil
+		case errors.Is(err, syscall.EACCES):
+			return nil, fmt.Errorf("%w: needs root: run with sudo", err)
+		case !away(err) || p.now().Add(pause).After(deadline):
+			return nil, fmt.Errorf("%w; is porin-agent running?", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -126,7 +131,7 @@ func (p plugin) add(ctx context.Context, c *Config, a *skel.CmdArgs) error {
 	}
 	client, err := p.reach(ctx, c, p.wait)
 	if err != nil {
-		return Errorf(CodeTryAgainLater, "add the interface", "%v; is porin-agent running?", err)
+		return Errorf(CodeTryAgainLater, "add the interface", "%v", err)
 	}
 	// An earlier container of this name may still wait to be deleted: the order must hold.
 	if Queued(DeletionsDir(c.StateDir), a.ContainerID, a.IfName) {
@@ -210,7 +215,7 @@ func (p plugin) check(ctx context.Context, c *Config, a *skel.CmdArgs) error {
 	}
 	client, err := p.reach(ctx, c, p.wait)
 	if err != nil {
-		return Errorf(CodeTryAgainLater, "check the interface", "%v; is porin-agent running?", err)
+		return Errorf(CodeTryAgainLater, "check the interface", "%v", err)
 	}
 	_, err = client.call(ctx, req)
 	return err
@@ -219,7 +224,7 @@ func (p plugin) check(ctx context.Context, c *Config, a *skel.CmdArgs) error {
 func (p plugin) status(ctx context.Context, c *Config, _ *skel.CmdArgs) error {
 	client, err := p.reach(ctx, c, 0)
 	if err != nil {
-		return Errorf(CodeNotAvailable, "ask the agent", "%v; is porin-agent running?", err)
+		return Errorf(CodeNotAvailable, "ask the agent", "%v", err)
 	}
 	resp, err := client.Call(ctx, Request{Command: Status, Network: c.Name})
 	if err != nil {
@@ -241,7 +246,7 @@ func (p plugin) gc(ctx context.Context, c *Config, _ *skel.CmdArgs) error {
 	}
 	client, err := p.reach(ctx, c, p.wait)
 	if err != nil {
-		return Errorf(CodeTryAgainLater, "collect garbage", "%v; is porin-agent running?", err)
+		return Errorf(CodeTryAgainLater, "collect garbage", "%v", err)
 	}
 	_, err = client.call(ctx, req)
 	return err
