@@ -229,9 +229,12 @@ func execCommand(f *flags) *cobra.Command {
 			if err != nil {
 				return broken(err)
 			}
-			// the terminal sends its signals to the command itself; we only wait for it
-			signal.Ignore(syscall.SIGINT, syscall.SIGQUIT)
-			code, err := l.Exec(context.Background(), args[0], words)
+			// The terminal sends its signals to the command itself; we only wait for it. Caught, not ignored: what is
+			// ignored stays so in the command.
+			signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGQUIT)
+			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGHUP)
+			defer stop()
+			code, err := l.Exec(ctx, args[0], words)
 			if err != nil {
 				return broken(err)
 			}

@@ -139,7 +139,7 @@ func pick(name string) (string, error) {
 	case len(all) == 0:
 		return "", errors.New("no lab is running: start one with 'porin lab up FILE'")
 	case len(all) > 1:
-		return "", fmt.Errorf("several labs are running: name one of %s", strings.Join(all, ", "))
+		return "", fmt.Errorf("several labs are running, choose one with --lab (down: by its name): %s", strings.Join(all, ", "))
 	}
 	return all[0], nil
 }

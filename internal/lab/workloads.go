@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -289,6 +290,9 @@ func (l *Lab) writeHosts() error {
 	return nil
 }
 
+// endTime is how long a command has to end when it is asked to.
+const endTime = 5 * time.Second
+
 // Exec runs a command in a place with the caller's standard streams and returns its exit code.
 func (l *Lab) Exec(ctx context.Context, where string, args []string) (int, error) {
 	p, err := l.place(where)
@@ -303,14 +307,24 @@ func (l *Lab) Exec(ctx context.Context, where string, args []string) (int, error
 	return l.wait(ctx, cmd, p)
 }
 
-// wait runs cmd in p; a command that was killed counts as a shell would: 128 and the signal.
+// wait runs cmd in p; a command that was killed counts as a shell would: 128 and the signal. When ctx ends, the command
+// is asked to end, and killed if it has not after a while.
 func (l *Lab) wait(ctx context.Context, cmd *exec.Cmd, p place) (int, error) {
 	if err := space.Start(cmd, l.where(p)); err != nil {
 		return 0, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM) // fails only if it has ended
+		select {
+		case <-ended:
+		case <-time.After(endTime):
+			_ = cmd.Process.Kill()
+		}
+	})
 	defer stop()
 	err := cmd.Wait()
+	close(ended)
 	if ee, ok := errors.AsType[*exec.ExitError](err); ok {
 		if code := ee.ExitCode(); code >= 0 {
 			return code, nil
