@@ -185,6 +185,9 @@ func (q *question) addPeer(st policy.Step, peer End, peerSends bool) (Edit, bool
 	}
 	entry := (*list)[st.Rule.Index]
 	out := Edit{Kind: AddPeer, Rules: []Rule{{st.Rule}}, cost: 2, Why: says(st)}
+	for _, t := range st.Peers {
+		out.Why += "; " + whyNot(peer, t.Missing)
+	}
 	switch {
 	case entry.Peers.Kind == policy.PeersEndpoints && (peer.Kind == Workload || peer.Kind == Ad):
 		var reqs []labels.Requirement

@@ -118,7 +118,7 @@ workloads:
 		{"xwing", "deathstar", "443", "deny", "add 443/TCP to CiliumNetworkPolicy default/deathstar ingress[0] (p.yaml:8) + give default/xwing the label org=empire", ""},
 		{"tie", "deathstar", "80", "allow", "take the label org=empire off default/tie", ""},
 		{"xwing", "fort", "80", "deny", "take the label class=fort off default/fort", ""},
-		{"8.8.8.8", "hoth", "80", "deny", "add 8.8.8.8/32 to the peers of CiliumNetworkPolicy default/hoth ingress[0] (p.yaml:23)", "allows every port from 10.0.0.0/8"},
+		{"8.8.8.8", "hoth", "80", "deny", "add 8.8.8.8/32 to the peers of CiliumNetworkPolicy default/hoth ingress[0] (p.yaml:23)", "allows every port from 10.0.0.0/8; 8.8.8.8 is not in it"},
 		{"8.8.8.8", "fort", "80", "deny", "take the label class=fort off default/fort", ""},
 		{"fort", "tie", "80", "allow", "give default/tie the label class=deathstar", "does not select it: default/tie has no class, wanted class=deathstar"},
 		{"8.8.8.8", "8.8.4.4", "80", "allow", "", "it would take a new policy"},
