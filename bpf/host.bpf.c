@@ -61,6 +61,11 @@ int host_egress(struct __sk_buff *ctx)
 	if (!p)
 		return TC_ACT_SHOT;
 	v = host_parse(ctx, p);
+	/* What the stack forwards is not its own, whatever its source says: for IPv4 the kernel refuses the node's own
+	 * addresses as sources from outside, so there they are a masquerade's; for IPv6 it takes them.
+	 */
+	if (ctx->ingress_ifindex && !(p->flags & PF_V4))
+		p->point = POINT_FROM_NETWORK;
 	if (v == NEXT)
 		e = conntrack_lookup(ctx, p);
 	if (v == NEXT)

@@ -223,7 +223,8 @@ type Input struct {
 	Mark     uint32
 	Priority uint32
 	GSOSize  uint32
-	Complete bool // the device has summed the packet up (CHECKSUM_COMPLETE), and the kernel checks the sum afterwards
+	From     uint32 // device by which the stack got it, 0 for its own packets
+	Complete bool   // the device has summed the packet up (CHECKSUM_COMPLETE), and the kernel checks the sum afterwards
 }
 
 // Result is what became of a packet.
@@ -256,7 +257,7 @@ func (k *Kernel) send(in Input) (Result, error) {
 	if prog == nil {
 		return Result{}, fmt.Errorf("there is no program %q", in.Program)
 	}
-	before := skb{Mark: in.Mark, Priority: in.Priority, Ifindex: in.Ifindex, GSOSize: in.GSOSize}
+	before := skb{Mark: in.Mark, Priority: in.Priority, Ifindex: in.Ifindex, GSOSize: in.GSOSize, IngressIfindex: in.From}
 	var after skb
 	opts := &ebpf.RunOptions{Data: in.Frame, DataOut: make([]byte, len(in.Frame)+256), Context: before, ContextOut: &after}
 	if in.Complete {

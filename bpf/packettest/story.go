@@ -28,7 +28,7 @@ import (
 //	advance DURATION                   flows grow older
 //	forget endpoint NAME | forget peer ADDR | forget MAP | forget ways-back
 //	socket tcp|udp ADDR:PORT           a socket of this host
-//	send PROGRAM [DEVICE] [mark=N] [priority=N] [gso=N] [complete] 'PACKET'
+//	send PROGRAM [DEVICE] [mark=N] [priority=N] [gso=N] [forwarded] [complete] 'PACKET'
 //	want drop REASON | want peer|redirect|neigh DEVICE ['PACKET'] | want stack|host|reply ['PACKET']
 //	flow drop|trace|verdict [FIELD=VALUE ...]      the next event of the last packet
 //	noflow                                         there is none left
@@ -440,7 +440,7 @@ func (s *story) send(t testing.TB, args []string) error {
 		"host_egress": hostDevice, "uplink_ingress": uplinkDevice, "uplink_egress": uplinkDevice,
 	}[program]
 	rest := args[1 : len(args)-1]
-	if len(rest) > 0 && !strings.Contains(rest[0], "=") && rest[0] != "complete" {
+	if len(rest) > 0 && !strings.Contains(rest[0], "=") && rest[0] != "complete" && rest[0] != "forwarded" {
 		device, rest = rest[0], rest[1:]
 	}
 	ifindex, ok := s.k.Device(device)
@@ -463,6 +463,9 @@ func (s *story) send(t testing.TB, args []string) error {
 	}
 	s.sent = packet.Print(frame)
 	in := Input{Program: program, Ifindex: ifindex, Frame: frame, Mark: mark, Priority: priority, GSOSize: gso, Complete: o.has("complete")}
+	if o.has("forwarded") {
+		in.From, _ = s.k.Device(uplinkDevice)
+	}
 	s.last, err = s.k.send(in)
 	if err == nil && os.Getenv("PORIN_STORY") != "" {
 		t.Logf("%s\n  -> %s", s.sent, s.outcome())
