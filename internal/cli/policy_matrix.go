@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -90,19 +91,12 @@ func printMatrix(w io.Writer, cells []advise.Cell) error {
 }
 
 func printPort(w io.Writer, cells []advise.Cell) error {
-	var froms, tos []string
-	at := map[[2]string]string{}
+	at, rowNames, columnNames := map[[2]string]string{}, map[string]bool{}, map[string]bool{}
 	for _, c := range cells {
-		if !slices.Contains(froms, c.From) {
-			froms = append(froms, c.From)
-		}
-		if !slices.Contains(tos, c.To) {
-			tos = append(tos, c.To)
-		}
+		rowNames[c.From], columnNames[c.To] = true, true
 		at[[2]string{c.From, c.To}] = c.Verdict
 	}
-	slices.Sort(froms)
-	slices.Sort(tos)
+	froms, tos := slices.Sorted(maps.Keys(rowNames)), slices.Sorted(maps.Keys(columnNames))
 	columns := []string{flow.Escape(cells[0].Port)}
 	for _, to := range tos {
 		columns = append(columns, flow.Escape(to))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"path/filepath"
@@ -103,7 +104,7 @@ func Read(path string, data []byte, read func(path string) ([]byte, error)) (*Fi
 	if err := dec.Decode(f); err != nil {
 		return nil, located(path, err)
 	}
-	if err := dec.Decode(new(yaml.Node)); err == nil {
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%s: a workload file is one document; give policies with -f, or under objects", path)
 	}
 	var doc yaml.Node
@@ -112,11 +113,11 @@ func Read(path string, data []byte, read func(path string) ([]byte, error)) (*Fi
 	}
 	at := lines(&doc)
 	for i := range f.Checks {
-		f.Checks[i].Line = at["checks"][i]
+		f.Checks[i].Line = at.line("checks", i)
 	}
 	errs := f.check(at)
 	for i, o := range f.Objects {
-		ps, err := o.parse(path, at["objects"][i], read)
+		ps, err := o.parse(path, at.line("objects", i), read)
 		errs = append(errs, err)
 		f.Policies = append(f.Policies, ps...)
 	}
@@ -127,9 +128,20 @@ func Read(path string, data []byte, read func(path string) ([]byte, error)) (*Fi
 	return f, nil
 }
 
+// places is the lines of the elements of the file's lists, by name.
+type places map[string][]int
+
+// line is 1 for what came into the list in another way than by being written there.
+func (p places) line(list string, i int) int {
+	if i < len(p[list]) {
+		return p[list][i]
+	}
+	return 1
+}
+
 // lines tells in which line each element of the file's lists stands.
-func lines(doc *yaml.Node) map[string][]int {
-	out := map[string][]int{}
+func lines(doc *yaml.Node) places {
+	out := places{}
 	if len(doc.Content) == 0 || doc.Content[0].Kind != yaml.MappingNode {
 		return out
 	}
@@ -210,9 +222,9 @@ func twice(ps []*policy.Policy) error {
 // Twice is for callers that read several files of policies.
 func Twice(ps []*policy.Policy) error { return twice(ps) }
 
-func (f *File) check(at map[string][]int) (errs []error) {
+func (f *File) check(at places) (errs []error) {
 	fail := func(list string, i int, format string, args ...any) {
-		errs = append(errs, fmt.Errorf("%s:%d: %s: %s", f.Path, at[list][i], list, fmt.Sprintf(format, args...)))
+		errs = append(errs, fmt.Errorf("%s:%d: %s: %s", f.Path, at.line(list, i), list, fmt.Sprintf(format, args...)))
 	}
 	for i, family := range f.Families {
 		if family != "ipv4" && family != "ipv6" {
@@ -230,7 +242,7 @@ func (f *File) check(at map[string][]int) (errs []error) {
 		case w.Replicas < 0 || w.Replicas > 1000:
 			fail("workloads", i, "%s: replicas: %d is not from 1 to 1000", name, w.Replicas)
 		}
-		seen[name] = at["workloads"][i]
+		seen[name] = at.line("workloads", i)
 		for _, s := range w.Serves {
 			if _, err := s.port(); err != nil {
 				fail("workloads", i, "%s: serves: %s", name, err)
