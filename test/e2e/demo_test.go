@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,44 +11,52 @@ import (
 	"time"
 )
 
-// world is what a lab could leave behind on the machine.
-func world(t *testing.T) map[string][]string {
+// traces is what a lab of this name could leave behind on the machine. Other labs may run beside it.
+func traces(t *testing.T, name string) (left []string) {
 	t.Helper()
-	w := map[string][]string{}
-	links, err := os.ReadDir("/sys/class/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range links {
-		w["link"] = append(w["link"], l.Name())
+	dir, cgroup := "/run/porin-lab/"+name, "porin-lab-"+name
+	if _, err := os.Stat(dir); err == nil {
+		left = append(left, "folder "+dir)
 	}
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for m := range strings.Lines(string(mounts)) {
-		if strings.Contains(m, "porin") {
-			w["mount"] = append(w["mount"], m)
+		if strings.Contains(m, dir+"/") {
+			left = append(left, "mount "+m)
 		}
 	}
-	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, root := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/unified/"} {
+		if _, err := os.Stat(root + cgroup); err == nil {
+			left = append(left, "cgroup "+root+cgroup)
+		}
+	}
+	procs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range procs {
-		if b, err := os.ReadFile(p); err == nil && (strings.Contains(string(b), "porin-agent") || strings.Contains(string(b), "bin/porin")) {
-			w["process"] = append(w["process"], p+" "+strings.ReplaceAll(string(b), "\x00", " "))
+		in, _ := os.ReadFile(p + "/cgroup") // a process that has just ended has none
+		cmd, _ := os.ReadFile(p + "/cmdline")
+		if strings.Contains(string(in), cgroup+"/") || strings.Contains(string(in), cgroup+"\n") || strings.Contains(string(cmd), dir+"/") {
+			left = append(left, "process "+p+" "+strings.ReplaceAll(string(cmd), "\x00", " "))
 		}
 	}
-	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
-		dirs, _ := filepath.Glob(root + "/*porin*")
-		w["cgroup"] = append(w["cgroup"], dirs...)
+	return left
+}
+
+// devices lists what is in the machine's own network namespace.
+func devices(t *testing.T) (names []string) {
+	t.Helper()
+	list, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
 	}
-	labs, _ := filepath.Glob("/run/porin-lab/*")
-	w["lab"] = labs
-	pins, _ := filepath.Glob("/sys/fs/bpf/*porin*")
-	w["pin"] = pins
-	return w
+	for _, i := range list {
+		names = append(names, i.Name)
+	}
+	return names
 }
 
 // Every example holds, and nothing of it is left behind; twice in a row.
@@ -59,24 +68,38 @@ func TestRootExamplesHoldAndLeaveNothing(t *testing.T) {
 	}
 	for _, file := range labs {
 		t.Run(filepath.Base(filepath.Dir(file)), func(t *testing.T) {
-			before := world(t)
+			name := filepath.Base(filepath.Dir(file))
+			before := devices(t)
 			for range 2 {
 				out, err := exec.Command(bin(t, "porin"), "lab", "run", file).CombinedOutput()
 				if err != nil {
 					t.Fatalf("porin lab run %s: %v\n%s", file, err, out)
 				}
-			}
-			eventually(t, 5*time.Second, "processes and devices gone", func() bool {
-				for k, now := range world(t) {
-					for _, x := range now {
-						if !slices.Contains(before[k], x) {
-							t.Logf("left behind: %s %s", k, x)
-							return false
-						}
-					}
+				if !strings.Contains(string(out), "lab "+name+" ") {
+					t.Fatalf("the lab is not called %s, so its traces are not looked for:\n%s", name, out)
 				}
-				return true
-			})
+			}
+			var left []string
+			eventually(t, 5*time.Second, "everything of the lab gone", func() bool {
+				left = traces(t, name)
+				return len(left) == 0
+			}, func() string { return strings.Join(left, "\n") })
+			for _, d := range devices(t) {
+				if !slices.Contains(before, d) {
+					t.Errorf("device %s is left behind", d)
+				}
+			}
 		})
+	}
+}
+
+// The look for traces sees a lab that is there: folder, mounts, cgroup and processes.
+func TestRootTracesAreSeen(t *testing.T) {
+	l := up(t, "nodes: 1\nworkloads: [{name: one}]\n")
+	left := traces(t, l.name)
+	for _, kind := range []string{"folder ", "mount ", "cgroup ", "process "} {
+		if !slices.ContainsFunc(left, func(s string) bool { return strings.HasPrefix(s, kind) }) {
+			t.Errorf("no %sof a running lab among %q", kind, left)
+		}
 	}
 }

@@ -227,14 +227,17 @@ func (p *prober) stop() (s stats) {
 }
 
 // eventually polls cond until it holds or the time is over.
-func eventually(t *testing.T, limit time.Duration, what string, cond func() bool) {
+func eventually(t *testing.T, limit time.Duration, what string, cond func() bool, detail ...func() string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	for !cond() {
 		select {
 		case <-ctx.Done():
-			t.Fatalf("%s: not within %s", what, limit)
+			for _, d := range detail {
+				what += "\n" + d()
+			}
+			t.Fatalf("not within %s: %s", limit, what)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
