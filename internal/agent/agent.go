@@ -115,7 +115,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if a.addresses, err = ipam.New(ipam.Config{IPv4: cfg.IPv4Range, IPv6: cfg.IPv6Range}); err != nil {
 		return err
 	}
-	a.engine = newEngine(policy.Config{Enforcement: cfg.Enforcement, AllowLocalhost: cfg.AllowLocalhost, Audit: cfg.Audit, Cluster: cfg.ClusterName, DualStack: dual})
+	a.engine = newEngine(policy.Config{Enforcement: cfg.Enforcement, AllowLocalhost: cfg.AllowLocalhost, Audit: cfg.Audit, Cluster: cfg.ClusterName, DualStack: dual, OnlyIPv6: !cfg.IPv4Range.IsValid()})
 
 	// the kernel
 	began := time.Now()

@@ -33,7 +33,8 @@ type Config struct {
 	AllowLocalhost string
 	Audit          bool   // Decide reports what audit mode makes of a denial; tables always carry the real verdict
 	Cluster        string // our own cluster's name; empty: every workload is of our own
-	DualStack      bool   // the outside is world-ipv4 and world-ipv6; else it is world
+	DualStack      bool   // the outside is world-ipv4 and world-ipv6; else it is world, all of one family:
+	OnlyIPv6       bool   // which is IPv6, else IPv4
 	MaxRows        int    // of all verdict tables of one subject; 0: 4 million
 }
 

@@ -44,22 +44,21 @@ func is(i *identity.Identity, id identity.ID) bool {
 	return false
 }
 
-// inEntity tells whether i belongs to the entity. cluster is the name of our own cluster. The entity "all" never gets
-// here: it is everyone, known or not.
-func inEntity(i *identity.Identity, name, cluster string) bool {
+// inEntity tells whether i belongs to the entity. The entity "all" never gets here: it is everyone, known or not.
+func inEntity(i *identity.Identity, name string, cfg *Config) bool {
 	switch name {
 	case "none":
 		return false
 	case "world":
 		return i.Prefix.IsValid() || is(i, identity.World) || is(i, identity.WorldIPv4) || is(i, identity.WorldIPv6)
 	case "world-ipv4":
-		return i.Prefix.IsValid() && i.Prefix.Addr().Is4() || !i.Prefix.IsValid() && is(i, identity.WorldIPv4)
+		return i.Prefix.IsValid() && i.Prefix.Addr().Is4() || !i.Prefix.IsValid() && (is(i, identity.WorldIPv4) || cfg.onlyIPv4() && is(i, identity.World))
 	case "world-ipv6":
-		return i.Prefix.IsValid() && i.Prefix.Addr().Is6() || !i.Prefix.IsValid() && is(i, identity.WorldIPv6)
+		return i.Prefix.IsValid() && i.Prefix.Addr().Is6() || !i.Prefix.IsValid() && (is(i, identity.WorldIPv6) || cfg.onlyIPv6() && is(i, identity.World))
 	case "cluster":
 		if isWorkload(i) {
 			own, named := i.Labels.Get(labels.SourceK8s, labels.KeyCluster)
-			return !named || cluster == "" || own == cluster
+			return !named || cfg.Cluster == "" || own == cfg.Cluster
 		}
 		return inCluster(i)
 	case "cluster-mesh":
@@ -87,21 +86,24 @@ func inCluster(i *identity.Identity) bool {
 }
 
 // outside returns the block of addresses that i stands for, if i is outside of the cluster: its own, or all addresses
-// of a family for the identities of the rest of the world. With one family in use, both blocks are "world".
-func outside(i *identity.Identity, dual bool) []netip.Prefix {
+// of a family for the identities of the rest of the world. With one family in use "world" is that family and no other: its
+// addresses are in no CIDR of the family that is off, whether or not another rule names a CIDR around them.
+func outside(i *identity.Identity, cfg *Config) []netip.Prefix {
 	v4, v6 := netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	switch {
 	case i.Prefix.IsValid():
 		return []netip.Prefix{i.Prefix.Masked()}
-	case i.ID == identity.WorldIPv4:
+	case i.ID == identity.WorldIPv4 || i.ID == identity.World && cfg.onlyIPv4():
 		return []netip.Prefix{v4}
-	case i.ID == identity.WorldIPv6:
+	case i.ID == identity.WorldIPv6 || i.ID == identity.World && cfg.onlyIPv6():
 		return []netip.Prefix{v6}
-	case i.ID == identity.World && !dual:
-		return []netip.Prefix{v4, v6}
 	}
 	return nil
 }
+
+func (c *Config) onlyIPv4() bool { return !c.DualStack && !c.OnlyIPv6 }
+
+func (c *Config) onlyIPv6() bool { return !c.DualStack && c.OnlyIPv6 }
 
 func covers(outer, inner netip.Prefix) bool {
 	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())

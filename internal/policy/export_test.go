@@ -44,7 +44,7 @@ func NewGenerator(t *testing.T) *rand.Rand { return seed(t).Rand }
 func NewOracle(r *rand.Rand, dual bool) *Oracle {
 	o := &Oracle{gen: gen{r}}
 	o.cfg, o.audit = o.config(), o.chance(20)
-	o.cfg.dual = dual
+	o.cfg.dual, o.cfg.six = dual, false
 	return o
 }
 

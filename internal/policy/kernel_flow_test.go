@@ -23,6 +23,13 @@ type side struct {
 	addr netip.Addr
 }
 
+func (s side) String() string {
+	if s.name != "" {
+		return s.name
+	}
+	return s.addr.String()
+}
+
 type flow struct {
 	from, to side
 	six      bool
@@ -33,7 +40,7 @@ type flow struct {
 }
 
 func (f flow) String() string {
-	return fmt.Sprintf("%s %v > %s %v, IPv6 %t, proto %d port %d from port %d", f.from.name, f.from.addr, f.to.name, f.to.addr, f.six, f.proto, f.port, f.sport)
+	return fmt.Sprintf("%s > %s, IPv6 %t, proto %d port %d from port %d", f.from, f.to, f.six, f.proto, f.port, f.sport)
 }
 
 func (f flow) icmp() bool { return f.proto == policy.ProtoICMP || f.proto == policy.ProtoICMPv6 }

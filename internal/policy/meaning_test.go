@@ -386,3 +386,37 @@ func TestCIDR(t *testing.T) {
 		db > web tcp 1: deny
 		db > remote-node tcp 1: deny`)
 }
+
+// On a node with one family the world is addresses of that family: a CIDR or entity of the other one is nobody there,
+// whether or not another rule names a CIDR around the address.
+func TestMeaningWorldOfOneFamily(t *testing.T) {
+	for _, c := range []struct {
+		cfg      Config
+		own, not []string
+	}{
+		{Config{}, []string{`toCIDR: ["0.0.0.0/0"]`, `toEntities: [world-ipv4]`, `toEntities: [world]`}, []string{`toCIDR: ["::/0"]`, `toEntities: [world-ipv6]`}},
+		{Config{OnlyIPv6: true}, []string{`toCIDR: ["::/0"]`, `toEntities: [world-ipv6]`, `toEntities: [world]`}, []string{`toCIDR: ["0.0.0.0/0"]`, `toEntities: [world-ipv4]`}},
+	} {
+		for n, rule := range append(c.own, c.not...) {
+			e := NewEngine(c.cfg)
+			e.UpdateIdentities(identity.Reserved(), nil)
+			e.UpdatePolicies(mustParse(t, clusterwide("endpointSelector: {}\negress: [{"+rule+"}]")), nil)
+			want := verdict.Allow
+			if n >= len(c.own) {
+				want = verdict.Deny
+			}
+			web := pod(t, 1001, "k8s:app=web", "k8s:io.kubernetes.pod.namespace=red")
+			world := identity.Reserved()[identity.World-1]
+			_, out, err := e.Resolve(web)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := out.Lookup(identity.World, ProtoTCP, 80).Action; got != want {
+				t.Errorf("IPv6 only %t, %s: subject says %s, want %s", c.cfg.OnlyIPv6, rule, got, want)
+			}
+			if got := e.Decide(web, world, ProtoTCP, 80).Action; got != want {
+				t.Errorf("IPv6 only %t, %s: Decide says %s, want %s", c.cfg.OnlyIPv6, rule, got, want)
+			}
+		}
+	}
+}

@@ -55,7 +55,7 @@ type oIdentity struct {
 
 type oConfig struct {
 	enforcement, localhost, cluster string
-	dual                            bool
+	dual, six                       bool // both families, or IPv6 only
 }
 
 type oVerdict struct {
@@ -159,9 +159,9 @@ func entityFits(name string, cfg oConfig, i oIdentity) bool {
 	case "world":
 		return i.prefix != "" || i.reserved("world", "world-ipv4", "world-ipv6")
 	case "world-ipv4":
-		return family(true) || i.prefix == "" && i.reserved("world-ipv4")
+		return family(true) || i.prefix == "" && (i.reserved("world-ipv4") || !cfg.dual && !cfg.six && i.reserved("world"))
 	case "world-ipv6":
-		return family(false) || i.prefix == "" && i.reserved("world-ipv6")
+		return family(false) || i.prefix == "" && (i.reserved("world-ipv6") || !cfg.dual && cfg.six && i.reserved("world"))
 	case "cluster":
 		other := i.has("k8s", "io.cilium.k8s.policy.cluster")
 		return mesh && (cfg.cluster == "" || len(other) == 0 || other[0] == cfg.cluster)
@@ -181,7 +181,10 @@ func cidrFits(c oCIDR, cfg oConfig, i oIdentity) bool {
 	case i.reserved("world-ipv6"):
 		blocks = []string{"::/0"}
 	case i.reserved("world") && !cfg.dual:
-		blocks = []string{"0.0.0.0/0", "::/0"}
+		blocks = []string{"0.0.0.0/0"}
+		if cfg.six {
+			blocks = []string{"::/0"}
+		}
 	}
 	for _, b := range blocks {
 		in := inside(b, c.cidr)

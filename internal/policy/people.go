@@ -42,7 +42,7 @@ func (p *people) add(i *identity.Identity, cfg *Config) int32 {
 		a := anchor{key: l.Key, value: l.Value}
 		p.byLabel[a] = with(p.byLabel[a], n)
 	}
-	for _, b := range outside(i, cfg.DualStack) {
+	for _, b := range outside(i, cfg) {
 		slots, _ := p.blocks.Get(b)
 		p.blocks.Insert(b, with(slots, n))
 	}
@@ -59,7 +59,7 @@ func (p *people) remove(n int32, cfg *Config) {
 			p.byLabel[a] = rest
 		}
 	}
-	for _, b := range outside(i, cfg.DualStack) {
+	for _, b := range outside(i, cfg) {
 		slots, _ := p.blocks.Get(b)
 		if slots = less(slots, n); len(slots) == 0 {
 			p.blocks.Delete(b)

@@ -44,13 +44,13 @@ func (i oIdentity) real() identity.Identity {
 }
 
 func (c oConfig) real() Config {
-	return Config{Enforcement: c.enforcement, AllowLocalhost: c.localhost, Cluster: c.cluster, DualStack: c.dual}
+	return Config{Enforcement: c.enforcement, AllowLocalhost: c.localhost, Cluster: c.cluster, DualStack: c.dual, OnlyIPv6: c.six}
 }
 
 func (g gen) config() oConfig {
 	return oConfig{
 		enforcement: pick(g, "default", "default", "default", "always", "never"),
-		localhost:   pick(g, "auto", "always", "policy"), cluster: pick(g, "", "one"), dual: g.chance(70),
+		localhost:   pick(g, "auto", "always", "policy"), cluster: pick(g, "", "one"), dual: g.chance(70), six: g.chance(50),
 	}
 }
 

@@ -146,7 +146,7 @@ func (e *Engine) plan(id *identity.Identity, groups []*group, d verdict.Directio
 	im := &e.implicit[d]
 	p := plan{direction: d, open: im.open}
 	h := make([]byte, 0, 256)
-	h = fmt.Appendf(h, "%d %q %t\n", d, e.cfg.Cluster, e.cfg.DualStack)
+	h = fmt.Appendf(h, "%d %q %t %t\n", d, e.cfg.Cluster, e.cfg.DualStack, e.cfg.OnlyIPv6)
 	for _, g := range groups {
 		part := g.part(d)
 		if part.empty {

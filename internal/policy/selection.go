@@ -71,9 +71,9 @@ func isNamespaceKey(key string) bool {
 func (s *selection) matches(i *identity.Identity, cfg *Config) bool {
 	switch {
 	case s.entity != "":
-		return inEntity(i, s.entity, cfg.Cluster)
+		return inEntity(i, s.entity, cfg)
 	case s.cidr.Prefix.IsValid():
-		return slices.ContainsFunc(outside(i, cfg.DualStack), s.cidr.matches)
+		return slices.ContainsFunc(outside(i, cfg), s.cidr.matches)
 	}
 	return s.want.matches(i)
 }
@@ -226,7 +226,7 @@ func (x *selections) holding(i *identity.Identity, cfg *Config) []*selection {
 			out = append(out, s)
 		}
 	}
-	for _, block := range outside(i, cfg.DualStack) {
+	for _, block := range outside(i, cfg) {
 		for bits := block.Bits(); bits >= 0; bits-- {
 			if x.lengths[family(block)][bits] == 0 {
 				continue

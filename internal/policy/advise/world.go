@@ -66,7 +66,7 @@ func New(cfg Config, ends []End, policies []*policy.Policy) *World {
 	if len(cfg.Families) == 0 {
 		cfg.Families = []string{"ipv4", "ipv6"}
 	}
-	cfg.DualStack = len(cfg.Families) > 1
+	cfg.DualStack, cfg.OnlyIPv6 = len(cfg.Families) > 1, cfg.Families[0] == "ipv6"
 	w := &World{Config: cfg, Ends: number(ends), Policies: policies, Engine: policy.NewEngine(cfg.Config)}
 	w.Engine.UpdatePolicies(policies, nil)
 	w.setBlocks(w.Engine.CIDRs(policies))
