@@ -12,12 +12,14 @@ TOOL := $(GO) tool -modfile=tools/go.mod
 # The race detector needs cgo and slows the kernel scenes: `make test RACE=-race` asks for it.
 RACE ?=
 FUZZTIME ?= 20s
+# Comma-separated series for `make test-kernels`; all that test/kernels knows when empty.
+KERNELS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build generate demo test test-unit bench fuzz lint fmt check clean need-root need-go
+.PHONY: help build generate demo test test-unit test-kernels bench fuzz lint fmt check clean need-root need-go
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 need-go:
 	@$(GO) version >/dev/null 2>&1 || { echo "go is not installed or not in PATH: install Go 1.26 or newer, or run 'make GO=/path/to/go ...'" >&2; exit 1; }
@@ -43,6 +45,9 @@ test: need-root build ## everything: unit, packets through the kernel, scenes in
 
 test-unit: need-go ## what needs no root, under a minute
 	PORIN_UNIT=1 $(GO) test -count=1 ./...
+
+test-kernels: need-go build ## the oldest and the newest kernel of Debian 12 in QEMU: verifier, packets, labs (downloads 60 MB once)
+	$(GO) run -buildvcs=false ./test/kernels -kernels '$(KERNELS)'
 
 bench: need-root build ## measure against floors and peers; table and bench/latest.json (root)
 	@mkdir -p bench
