@@ -2,13 +2,13 @@ package bpf_test
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net"
 	"runtime"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -71,14 +71,10 @@ func tagged(t *testing.T) {
 		t.Errorf("write the endpoint: %v", err)
 		return
 	}
-	l, err := link.AttachTCX(link.TCXOptions{
-		Interface: index["host"], Program: c.Programs["pod_egress"], Attach: ebpf.AttachTCXIngress,
-	})
-	if err != nil {
+	if err := attachIngress(index["host"], c.Programs["pod_egress"]); err != nil {
 		t.Errorf("attach pod_egress: %v", err)
 		return
 	}
-	defer func() { _ = l.Close() }()
 
 	frame, err := packet.Parse("vlan 5 ip 10.0.0.10 > 10.0.0.11 udp 1 > 2 data 30", packet.Link{Src: packet.MAC(mac)})
 	if err != nil {
@@ -106,6 +102,21 @@ func tagged(t *testing.T) {
 			return
 		}
 	}
+}
+
+// attachIngress attaches by a clsact filter, which every kernel has. It goes with the device.
+func attachIngress(ifindex int, prog *ebpf.Program) error {
+	if err := netlink.QdiscAdd(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}}); err != nil {
+		return fmt.Errorf("add clsact: %w", err)
+	}
+	return netlink.FilterAdd(&netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: ifindex, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 1,
+		},
+		Fd: prog.FD(), Name: "pod_egress", DirectAction: true,
+	})
 }
 
 func sendRaw(ifindex int, frame []byte) error {
