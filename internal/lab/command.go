@@ -107,12 +107,25 @@ func interruptible(cmd *cobra.Command) (context.Context, func()) {
 	return signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 }
 
+// wants asks for the arguments that names name, and for at most most; -1 is any number.
+func wants(most int, names ...string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) < len(names) {
+			return broken(fmt.Errorf("%s is missing", names[len(args)]))
+		}
+		if most >= 0 && len(args) > most {
+			return broken(fmt.Errorf("unexpected argument %q", args[most]))
+		}
+		return nil
+	}
+}
+
 func runCommand(f *flags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "run FILE",
 		Short:   "Bring a lab up, run its checks, print a table, take it down",
 		Example: "  sudo porin lab run examples/starwars/lab.yaml",
-		Args:    cobra.ExactArgs(1),
+		Args:    wants(1, "FILE"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if err := checkFormat(f.output); err != nil {
 				return broken(err)
@@ -170,7 +183,7 @@ func upCommand(f *flags) *cobra.Command {
 		Use:     "up FILE",
 		Short:   "Bring a lab up and leave it running",
 		Example: "  sudo porin lab up examples/starwars/lab.yaml\n  sudo porin lab exec xwing -- curl http://deathstar/",
-		Args:    cobra.ExactArgs(1),
+		Args:    wants(1, "FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, stop := interruptible(cmd)
 			defer stop()
@@ -216,14 +229,14 @@ func execCommand(f *flags) *cobra.Command {
 		Use:     "exec WHERE -- CMD [ARG...]",
 		Short:   "Run a command in a workload, an outside host or a node; its exit code is passed on",
 		Example: "  sudo porin lab exec node1 -- porin endpoint list\n  sudo porin lab exec xwing -- curl -m 2 http://deathstar/",
-		Args:    cobra.MinimumNArgs(2),
+		Args:    wants(-1, "WHERE", "CMD"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			words := args[1:]
 			if words[0] == "--" { // not taken by the flag parser, which stops at WHERE
 				words = words[1:]
 			}
 			if len(words) == 0 {
-				return broken(errors.New("no command after WHERE: write 'porin lab exec WHERE -- CMD [ARG...]'"))
+				return broken(errors.New("CMD is missing: write 'porin lab exec WHERE -- CMD [ARG...]'"))
 			}
 			l, err := Open(f.lab, f.options(cmd))
 			if err != nil {
@@ -258,7 +271,7 @@ func editCommand(f *flags, verb string) *cobra.Command {
 		Use:     verb + " FILE",
 		Short:   short,
 		Example: "  sudo porin lab " + verb + " policy.yaml\n  sudo porin lab " + verb + " - < policy.yaml",
-		Args:    cobra.ExactArgs(1),
+		Args:    wants(1, "FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, stop := interruptible(cmd)
 			defer stop()

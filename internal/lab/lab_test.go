@@ -251,6 +251,11 @@ func execEverywhere(t *testing.T, l *Lab) {
 			t.Errorf("in %s: code %d, %q, %v", where, code, out.String(), err)
 		}
 	}
+	ctx, end := context.WithCancel(t.Context())
+	end()
+	if code, err := l.Exec(ctx, "friend", []string{"sleep", "60"}); err != nil || code != 128+15 {
+		t.Errorf("sleep whose caller has ended: code %d, %v; want it terminated", code, err)
+	}
 	if _, err := l.Exec(t.Context(), "fiend", []string{"true"}); err == nil || !strings.Contains(err.Error(), `did you mean "friend"?`) {
 		t.Errorf("a place that is not there: %v", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -53,7 +54,9 @@ func Parse(file string, data []byte) (*Spec, error) {
 	s := &Spec{file: file, dir: filepath.Dir(file)}
 	var doc yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(data))
-	if err := dec.Decode(&doc); err != nil {
+	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%s: the file is empty", file)
+	} else if err != nil {
 		return nil, atLine(file, err)
 	}
 	var more yaml.Node
