@@ -17,7 +17,7 @@ var ErrExhausted = errors.New("no node-local identity is free")
 // connections and flow records of its former prefix are still about.
 //
 //	free ──AllocateCIDR──▶ in use ──last ReleaseCIDR──▶ resting ──Rest later──▶ free
-//	                 restored (0 references) ──PruneCIDRs──▶ resting
+//	                 restored (0 references) ──AllocateCIDR──▶ in use
 type cidrs struct {
 	last     ID
 	next     ID // where the search for a free number goes on
@@ -112,21 +112,6 @@ func (a *Allocator) RestoreCIDRs(held map[netip.Prefix]ID) {
 		a.cidrs.next = max(a.cidrs.next, id+1)
 		a.table.Put(c.Identity)
 	}
-}
-
-// PruneCIDRs frees restored prefixes that no policy has asked for since, and returns them so that the kernel forgets
-// them too. Call it once all saved policies are in force.
-func (a *Allocator) PruneCIDRs() map[netip.Prefix]ID {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	gone := make(map[netip.Prefix]ID)
-	for p, c := range a.cidrs.byPrefix {
-		if c.refs == 0 {
-			gone[p] = c.ID
-			a.dropCIDR(c)
-		}
-	}
-	return gone
 }
 
 // dropCIDR frees c's number. The lock is held.

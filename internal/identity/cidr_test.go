@@ -104,15 +104,14 @@ func TestRestoreCIDRs(t *testing.T) {
 	if got := mustCIDR(t, n, netip.MustParsePrefix("7.0.0.0/8")); got <= ScopeLocal+90 {
 		t.Errorf("a new prefix got %d, which may have been freed just before the restart", got)
 	}
-	gone := n.PruneCIDRs()
-	if len(gone) != 1 || gone[dropped] != ScopeLocal+90 {
-		t.Errorf("pruned %v, want %s only", gone, dropped)
+	if got := mustCIDR(t, n, dropped); got != ScopeLocal+90 {
+		t.Errorf("a restored prefix got %d", got)
+	}
+	if id, last := n.ReleaseCIDR(dropped); id != ScopeLocal+90 || !last {
+		t.Errorf("release of a restored prefix: %d, last %v", id, last)
 	}
 	if _, ok := n.Get(ScopeLocal + 90); ok {
-		t.Error("row of the pruned prefix left behind")
-	}
-	if len(n.PruneCIDRs()) != 0 {
-		t.Error("pruned twice")
+		t.Error("row of the released prefix left behind")
 	}
 }
 

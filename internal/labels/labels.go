@@ -111,15 +111,6 @@ func ParseAll(ss ...string) (Labels, error) {
 	return New(ls...), nil
 }
 
-// FromMap returns the set of source:k=v for every pair of m.
-func FromMap(source string, m map[string]string) Labels {
-	ls := make([]Label, 0, len(m))
-	for k, v := range m {
-		ls = append(ls, Label{source, k, v})
-	}
-	return New(ls...)
-}
-
 // Key is the canonical text of the set, "source:key=value;" for each in order: the same text for the same set
 // everywhere, and the form that the key-value store holds. Separators inside a part are escaped (see key.go), so two
 // different sets never have the same text.
