@@ -199,6 +199,7 @@ func engineOf(ctx context.Context, c agentv1.AgentClient) (*policy.Engine, error
 	v := cfg.GetValues()
 	engine := policy.NewEngine(policy.Config{
 		Enforcement: v["policy-enforcement"], AllowLocalhost: v["allow-localhost"], Audit: v["policy-audit-mode"] == "true",
+		Cluster:   v["cluster-name"],
 		DualStack: v["enable-ipv4"] == "true" && v["enable-ipv6"] == "true", OnlyIPv6: v["enable-ipv4"] != "true",
 	})
 	list, err := c.ListPolicies(ctx, &agentv1.ListPoliciesRequest{})
