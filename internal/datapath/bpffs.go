@@ -70,6 +70,24 @@ func unescapeMount(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
+// claimRoot locks the folder of all pins: two agents over one set of them, though each has state and sockets of its own,
+// would undo each other's work. The kernel drops the lock when the process ends, however it ends.
+func claimRoot(root string) (*os.File, error) {
+	f, err := os.Open(root)
+	if err != nil {
+		return nil, fmt.Errorf("bpf root: %w", err)
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return f, nil
+	}
+	f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("bpf root %s: another porin-agent runs on it; stop that one first, or choose another --bpf-root", root)
+	}
+	return nil, fmt.Errorf("lock bpf root %s: %w", root, err)
+}
+
 // removeTree removes a folder of pins. bpffs has no files that need more than unlink and rmdir.
 func removeTree(dir string) error {
 	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -23,6 +24,7 @@ type Datapath struct {
 	log *slog.Logger
 	cfg Config
 	dir layoutDir
+	own *os.File // lock of the pins
 
 	maps      map[string]*ebpf.Map
 	shapes    map[string]string // of maps, by name
@@ -81,6 +83,15 @@ func open(log *slog.Logger, cfg Config, sets []*ebpf.CollectionSpec) (_ *Datapat
 	if err := errors.Join(mountBPF(cfg.BPFRoot), ownFolder(cfg.BPFRoot)); err != nil {
 		return nil, err
 	}
+	own, err := claimRoot(cfg.BPFRoot)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			own.Close()
+		}
+	}()
 	objs, err := newObjects(sets, cfg.MapSizes)
 	if err != nil {
 		return nil, err
@@ -94,6 +105,7 @@ func open(log *slog.Logger, cfg Config, sets []*ebpf.CollectionSpec) (_ *Datapat
 		return nil, err
 	}
 	d := newDatapath(log, cfg, dir, ms)
+	d.own = own
 	for name, spec := range objs.maps {
 		d.shapes[name] = shape(spec)
 	}
@@ -244,7 +256,7 @@ func (d *Datapath) Close() error {
 	for m := range maps.Values(d.maps) {
 		m.Close()
 	}
-	return nil
+	return d.own.Close()
 }
 
 // Fallbacks names each kernel feature that is missing and what porin does instead.

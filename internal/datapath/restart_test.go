@@ -340,3 +340,14 @@ func TestRootWrongFileSystemIsRefused(t *testing.T) {
 		t.Fatalf("open on tmpfs: %v", err)
 	}
 }
+
+// Two agents with folders of their own, but the same pins: the second one must not even look at them.
+func TestRootTwoAtOnce(t *testing.T) {
+	n := newNode(t)
+	d := n.open()
+	if _, err := n.tryOpen(); err == nil || !strings.Contains(err.Error(), "another porin-agent runs") {
+		t.Fatalf("a second one opened: %v", err)
+	}
+	d.Close()
+	n.open()
+}

@@ -253,9 +253,11 @@ func TestRootUplinks(t *testing.T) {
 	wait(t, "the former uplink is let go", func() bool { return len(d.host.uplinkNames()) == 0 && !attachedNow(t, d, hook{progUplinkIngress, up}) })
 	d.Close()
 	n.cfg.Devices = []string{"ptup0"}
-	if got := n.open().host.uplinkNames(); !slices.Equal(got, []string{"ptup0"}) {
+	d = n.open()
+	if got := d.host.uplinkNames(); !slices.Equal(got, []string{"ptup0"}) {
 		t.Errorf("uplinks %v, want the named one", got)
 	}
+	d.Close()
 	n.cfg.Devices = []string{"lo"}
 	if _, err := n.tryOpen(); err == nil || !strings.Contains(err.Error(), "Ethernet") {
 		t.Errorf("loopback as uplink: %v", err)
