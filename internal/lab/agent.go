@@ -22,7 +22,7 @@ import (
 
 // Limits of waiting for an agent.
 const (
-	agentStart  = 30 * time.Second
+	agentStart  = 2 * time.Minute // one that ends is noticed at once; an emulated 6.1 verifies programs for 40 s
 	policyInUse = 30 * time.Second
 )
 
