@@ -34,42 +34,23 @@ type image struct {
 	modules []string
 }
 
-// fetch returns a kernel from the cache, and gets it into the cache first when apt knows a newer one or there is none.
+// fetch returns a kernel from the cache, and gets it into the cache first when apt knows a newer one or there is none. What
+// was downloaded earlier will do where apt or the network is missing.
 func fetch(ctx context.Context, cache string, k kernel) (image, error) {
 	dir := filepath.Join(cache, k.name)
+	old, have := cached(dir, k)
 	pkg, err := newest(ctx, k.meta)
-	if err != nil {
-		// without apt's lists, what was downloaded earlier will do
-		if img, ok := cached(dir, k); ok {
-			return img, nil
+	if err == nil {
+		if have && "linux-image-"+old.release == pkg {
+			return old, nil
 		}
-		return image{}, err
+		err = download(ctx, dir, pkg)
 	}
-	release := strings.TrimPrefix(pkg, "linux-image-")
-	if img, ok := cached(dir, k); ok && img.release == release {
-		return img, nil
-	}
-	fmt.Println("download", pkg)
-	if err := os.RemoveAll(dir); err != nil {
-		return image{}, err
-	}
-	part := dir + ".part"
-	if err := errors.Join(os.RemoveAll(part), os.MkdirAll(part, 0o755)); err != nil {
-		return image{}, err
-	}
-	cmd := exec.CommandContext(ctx, "apt-get", "download", "-qq", pkg)
-	cmd.Dir = part
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return image{}, fmt.Errorf("apt-get download %s: %w\n%s\nthis needs the network once, and 'apt-get update' before", pkg, err, out)
-	}
-	debs, err := filepath.Glob(filepath.Join(part, "*.deb"))
-	if err != nil || len(debs) != 1 {
-		return image{}, fmt.Errorf("apt-get download %s left %v", pkg, debs)
-	}
-	if err := unpack(ctx, debs[0], part, release); err != nil {
-		return image{}, fmt.Errorf("unpack %s: %w", pkg, err)
-	}
-	if err := errors.Join(os.Remove(debs[0]), os.Rename(part, dir)); err != nil {
+	if err != nil {
+		if have && ctx.Err() == nil {
+			fmt.Fprintf(os.Stderr, "linux %s: the one of an earlier download, because: %v\n", old.release, err)
+			return old, nil
+		}
 		return image{}, err
 	}
 	img, ok := cached(dir, k)
@@ -77,6 +58,28 @@ func fetch(ctx context.Context, cache string, k kernel) (image, error) {
 		return image{}, fmt.Errorf("%s lacks the kernel or one of the modules %v", pkg, modules)
 	}
 	return img, nil
+}
+
+// download makes dir hold the kernel and the modules of a package.
+func download(ctx context.Context, dir, pkg string) error {
+	fmt.Println("download", pkg)
+	part := dir + ".part"
+	if err := errors.Join(os.RemoveAll(part), os.MkdirAll(part, 0o755)); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "apt-get", "download", "-qq", pkg)
+	cmd.Dir = part
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("apt-get download %s: %w\n%sthis needs the network once, and 'apt-get update' before", pkg, err, out)
+	}
+	debs, err := filepath.Glob(filepath.Join(part, "*.deb"))
+	if err != nil || len(debs) != 1 {
+		return fmt.Errorf("apt-get download %s left %v", pkg, debs)
+	}
+	if err := unpack(ctx, debs[0], part, strings.TrimPrefix(pkg, "linux-image-")); err != nil {
+		return fmt.Errorf("unpack %s: %w", pkg, err)
+	}
+	return errors.Join(os.Remove(debs[0]), os.RemoveAll(dir), os.Rename(part, dir))
 }
 
 // newest asks apt which image a meta package stands for.

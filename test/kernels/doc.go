@@ -11,12 +11,13 @@
 //
 // Root is not needed: everything privileged happens in the guest. The kernels are downloaded once (60 MB) with
 // `apt-get download`, which checks their signatures; without network and without a copy in bin/kernels/ the run fails and
-// says which package is missing. That is why `make test` does not do this.
+// says which package is missing. That is why `make test` does not do this. Later runs ask apt for a newer one and do with
+// the copy where there is no network.
 //
 // # What runs
 //
-// A static Go program (the folder guest) is the guest's init. It mounts what a node has, loads veth, sch_ingress and
-// cls_bpf, and runs the steps that main.go lists, each within its own time:
+// A static Go program (the folder guest) is the guest's init. It mounts what a node has, loads the modules
+// that debs.go lists, and runs the steps that main.go lists, each within its own time:
 //
 //   - every program through the verifier, with the instructions that it went through (limit of the kernel: a million);
 //   - every packet story of bpf/testdata through BPF_PROG_TEST_RUN, and a tagged frame over a real device;
@@ -31,6 +32,6 @@
 //
 // # Another kernel
 //
-// Add a line to the table in debs.go: the Debian meta package of a cloud image. The guest needs nothing but veth, clsact
-// and BTF.
+// Add a line to the table in debs.go: the Debian meta package of a cloud image. The guest needs veth, clsact, a bridge and
+// BTF.
 package main

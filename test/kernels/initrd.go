@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
@@ -71,9 +72,7 @@ func writeInitrd(to string, img image, files map[string]string) (err error) {
 	for i, m := range img.modules {
 		all[fmt.Sprintf("modules/%02d-%s", i, filepath.Base(m))] = m
 	}
-	for to, from := range files {
-		all[to] = from
-	}
+	maps.Copy(all, files)
 	// the console, for what init prints before it has mounted /dev
 	w.entry("dev", 0o040755, 0, 0, nil)
 	w.dirs["dev"] = true
