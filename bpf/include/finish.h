@@ -32,7 +32,9 @@ static __always_inline int finish(struct __sk_buff *ctx, struct packet *p, enum 
 	if (v == NEXT)
 		v = drop(p, DROP_INTERNAL);
 	if (v == V_DROP) {
-		p->event = EVENT_DROP;
+		/* Nobody waits for the news that there is no router; the counter has it. */
+		if (p->reason != DROP_MULTICAST || !is_mld(p) || s->flags & SETTING_TRACE_ALL)
+			p->event = EVENT_DROP;
 		if (p->reason == REASON_NONE)
 			p->reason = DROP_INTERNAL;
 	}

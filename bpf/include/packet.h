@@ -127,6 +127,13 @@ struct icmp {
  */
 MAP(scratch, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct packet, 1, 0);
 
+/* A report of the groups that a host listens to (RFC 3810 5.2.14): to all routers, from each interface, again and again. */
+static __always_inline bool is_mld(const struct packet *p)
+{
+	return !(p->flags & PF_V4) && p->dst.w[0] == bpf_htonl(0xff020000) && !p->dst.w[1] && !p->dst.w[2] &&
+	       p->dst.w[3] == bpf_htonl(0x16);
+}
+
 static __always_inline enum verdict drop(struct packet *p, enum drop_reason reason)
 {
 	p->reason = reason;

@@ -42,9 +42,9 @@ static __noinline enum verdict source_check(struct __sk_buff *ctx, struct packet
 	/* A pod without an address of the family has the zero one in its row. */
 	if (!addr_zero(&p->src) && addr_equal(&p->src, p->flags & PF_V4 ? &ep->v4 : &ep->v6))
 		p->flags |= PF_OWN;
-	/* RFC 4862 5.4.2: the source of duplicate address detection is :: */
+	/* RFC 4862 5.4.2, RFC 3810 5.2.13: duplicate address detection and a fresh interface's reports come from :: */
 	else if (!addr_zero(&p->src) || !is_nd(p))
-		return drop(p, DROP_INVALID_SOURCE_IP);
+		return drop(p, addr_zero(&p->src) && is_mld(p) ? DROP_MULTICAST : DROP_INVALID_SOURCE_IP);
 	if (is_nd(p))
 		return neigh_nd(ctx, p, ep);
 	if (ep->flags & EP_LOCKDOWN)
