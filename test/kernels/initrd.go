@@ -77,13 +77,7 @@ func writeInitrd(to string, img image, files map[string]string) (err error) {
 	w.entry("dev", 0o040755, 0, 0, nil)
 	w.dirs["dev"] = true
 	w.entry("dev/console", 0o020600, 5, 1, nil)
-	for _, name := range slices.Sorted(func(yield func(string) bool) {
-		for name := range all {
-			if !yield(name) {
-				return
-			}
-		}
-	}) {
+	for _, name := range slices.Sorted(maps.Keys(all)) {
 		text, err := os.ReadFile(all[name])
 		if err != nil {
 			return err

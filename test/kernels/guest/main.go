@@ -120,7 +120,7 @@ func run() error {
 	if err := unix.Uname(&name); err != nil {
 		return err
 	}
-	fmt.Println(steps.Boot, unix.ByteSliceToString(name.Release[:]))
+	fmt.Printf("\n%s %s\n", steps.Boot, unix.ByteSliceToString(name.Release[:])) // the firmware ends its talk within a line
 	modules, err := filepath.Glob("/modules/*")
 	if err != nil {
 		return err
