@@ -67,11 +67,12 @@ workloads:
 	}
 	var got []string
 	for _, f := range list {
-		line := strings.Join([]string{f.Rule.Place(), f.Kind, f.Text}, " ")
+		var line strings.Builder
+		line.WriteString(strings.Join([]string{f.Rule.Place(), f.Kind, f.Text}, " "))
 		for _, r := range f.By {
-			line += " | " + r.String()
+			line.WriteString(" | " + r.String())
 		}
-		got = append(got, line)
+		got = append(got, line.String())
 	}
 	want := []string{
 		"p.yaml:8 unserved allows 81/TCP, which no workload there serves",
