@@ -200,6 +200,13 @@ static __noinline enum verdict conntrack_judge(struct packet *p, struct ct_entry
 	}
 	if (dst->flags & PEER_NO_OWNER)
 		return drop(p, DROP_UNKNOWN_L3_TARGET);
+	/* Another pod has the address by now: what was allowed to the former one, answers too, is not allowed to it. A
+	 * pod's MAC stays when its device is made anew.
+	 */
+	if (e && (!mac_equal(e->lo_mac, j.lo.mac) || !mac_equal(e->hi_mac, j.hi.mac))) {
+		e->expires = 0;
+		return drop(p, DROP_CT_NO_FLOW);
+	}
 	conntrack_sentence(p, &j);
 	if (!e)
 		return p->action == ACTION_DENY ? V_DROP : conntrack_create(p, &j);
@@ -209,8 +216,6 @@ static __noinline enum verdict conntrack_judge(struct packet *p, struct ct_entry
 	e->hi_identity = j.hi.identity;
 	e->cookie_out = j.out.cookie;
 	e->cookie_in = j.in.cookie;
-	mac_copy(e->lo_mac, j.lo.mac);
-	mac_copy(e->hi_mac, j.hi.mac);
 	e->reason = p->reason;
 	e->direction = p->direction;
 	e->action = p->action;
