@@ -19,7 +19,7 @@ import (
 const (
 	qemu = "qemu-system-x86_64"
 	// bootTime is how long a guest may live; a good one switches itself off.
-	bootTime = 6 * time.Minute
+	bootTime = 12 * time.Minute
 )
 
 // report is what a guest said.

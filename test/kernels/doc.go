@@ -6,7 +6,7 @@
 // # Running it
 //
 //	apt-get install --no-install-recommends qemu-system-x86 && apt-get update
-//	make test-kernels                       # both kernels, about three minutes
+//	make test-kernels                       # both kernels, three to four minutes
 //	make test-kernels KERNELS=6.1           # one of them
 //
 // Root is not needed: everything privileged happens in the guest. The kernels are downloaded once (60 MB) with
