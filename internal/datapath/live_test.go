@@ -55,6 +55,9 @@ func kernelBefore(t testing.TB, major, minor int) bool {
 
 func TestRootLiveTraffic(t *testing.T) {
 	for _, clsact := range []bool{false, true} {
+		if clsact && kernelBefore(t, 6, 6) {
+			break // the first turn was that already
+		}
 		t.Run(fmt.Sprintf("clsact=%v", clsact), func(t *testing.T) {
 			n, outside := liveNode(t)
 			n.cfg.ForceClsact = clsact
