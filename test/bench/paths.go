@@ -32,7 +32,8 @@ func operations() map[string]int {
 
 const loadPort = 5201
 
-// paths measures the CPU time of traffic over a bare cable, through porin, and through a router with nft conntrack.
+// paths measures the CPU time of traffic over a bare cable, through a program that only redirects, through porin, and
+// through a router with nft conntrack.
 func (b *bench) paths(ctx context.Context) (err error) {
 	scenes, clean, err := b.scenes(ctx)
 	defer func() { err = errors.Join(err, clean()) }()
@@ -94,8 +95,11 @@ func (b *bench) compare(ctx context.Context, scenes []scene, mode string) error 
 		if mode != load.Stream {
 			b.metrics.median(s.name+"_"+mode+"_p50_vs_"+floor, "ratio", "a direct veth pair", ratios(p50[s.name], p50[floor]))
 		}
-		if s.name == peer {
-			b.metrics.median("pod_"+mode+"_cpu_vs_"+peer, "ratio", "host routing with nft conntrack", ratios(cpu["pod"], cpu[peer]))
+		switch s.name {
+		case least:
+			b.metrics.median("pod_"+mode+"_cpu_vs_"+least, "ratio", "a program that only redirects", ratios(cpu[ours], cpu[least]))
+		case peer:
+			b.metrics.median("pod_"+mode+"_cpu_vs_"+peer, "ratio", "host routing with nft conntrack", ratios(cpu[ours], cpu[peer]))
 		}
 	}
 	return nil
@@ -113,6 +117,7 @@ func ratios(ours, theirs []float64) []float64 {
 const (
 	floor = "veth"
 	ours  = "pod"
+	least = "redirect"
 	peer  = "nft"
 )
 
@@ -140,7 +145,19 @@ func (b *bench) scenes(ctx context.Context) (list []scene, clean func() error, e
 	if err != nil {
 		return nil, clean, err
 	}
-	list = []scene{veth, pod}
+	redirect, links, err := b.redirectScene()
+	for _, l := range links {
+		undo = append(undo, l.Close)
+	}
+	if err != nil {
+		return nil, clean, err
+	}
+	leave, err = b.cgroups(ctx, &redirect)
+	undo = append(undo, leave)
+	if err != nil {
+		return nil, clean, err
+	}
+	list = []scene{veth, redirect, pod}
 	if _, err := exec.LookPath("nft"); err != nil {
 		b.notes = append(b.notes, "host routing with nft conntrack was not measured: nft is not installed (apt-get install nftables)")
 		return list, clean, nil
