@@ -86,7 +86,9 @@ func TestFlagsParity(t *testing.T) {
 			"PEER_LOCAL": uint64(PeerLocal), "PEER_HOST": uint64(PeerHost), "PEER_CLUSTER": uint64(PeerCluster),
 			"PEER_NO_OWNER": uint64(PeerNoOwner),
 		},
-		"table_flag":   {"TABLE_RANGES": uint64(TableRanges)},
+		"table_flag": {
+			"TABLE_RANGES": uint64(TableRanges), "TABLE_NO_PORTS": uint64(TableNoPorts), "TABLE_NO_PROTOS": uint64(TableNoProtos),
+		},
 		"verdict_flag": {"VERDICT_EXPLICIT_DENY": uint64(VerdictExplicitDeny)},
 		"ct_flag": {
 			"CTF_SEEN_REPLY": uint64(CTSeenReply), "CTF_LO_FIN": uint64(CTLoFin), "CTF_HI_FIN": uint64(CTHiFin),

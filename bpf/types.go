@@ -105,8 +105,12 @@ type PolicyPeerKey struct {
 	Identity uint32
 }
 
-// TableRanges is enum table_flag.
-const TableRanges uint32 = 1
+// Enum table_flag.
+const (
+	TableRanges   uint32 = 1
+	TableNoPorts  uint32 = 2
+	TableNoProtos uint32 = 4
+)
 
 // PolicyPeer is struct policy_peer.
 type PolicyPeer struct {

@@ -3,7 +3,9 @@
 
 #include "packet.h"
 
-/* What a subject's rules say about a peer and a port. At most six probes, two in the common case. */
+/* What a subject's rules say about a peer and a port. At most six probes, two in the common cases: an exact port, or a
+ * table that allows or denies all.
+ */
 
 struct ruling {
 	__u8 action; /* enum action */
@@ -18,9 +20,11 @@ static __always_inline const struct policy_verdict *policy_table(__u32 table, __
 	struct policy_port_key key = {.table = table, .port = port, .proto = proto};
 	const struct policy_verdict *row;
 
-	row = bpf_map_lookup_elem(&policy_ports, &key);
-	if (row)
-		return row;
+	if (!(flags & TABLE_NO_PORTS)) {
+		row = bpf_map_lookup_elem(&policy_ports, &key);
+		if (row)
+			return row;
+	}
 	if (flags & TABLE_RANGES) {
 		struct policy_range_key range = {.prefixlen = 64, .table = table, .proto = proto, .port = port};
 
@@ -30,9 +34,11 @@ static __always_inline const struct policy_verdict *policy_table(__u32 table, __
 	}
 	key.port = 0;
 	key.wild = 1;
-	row = bpf_map_lookup_elem(&policy_ports, &key);
-	if (row)
-		return row;
+	if (!(flags & TABLE_NO_PROTOS)) {
+		row = bpf_map_lookup_elem(&policy_ports, &key);
+		if (row)
+			return row;
+	}
 	key.proto = 0;
 	return bpf_map_lookup_elem(&policy_ports, &key);
 }

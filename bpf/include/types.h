@@ -68,6 +68,8 @@ struct policy_peer {
 
 enum table_flag {
 	TABLE_RANGES = 1, /* policy_ranges has rows of this table */
+	TABLE_NO_PORTS = 2, /* no row names a port: spares a probe, as the next */
+	TABLE_NO_PROTOS = 4, /* no row names a protocol with any port */
 };
 
 struct policy_port_key {

@@ -312,11 +312,16 @@ func (s *story) rule(t testing.TB, args []string, o options) error {
 	}
 	row := s.tables[key]
 	if row.Table == 0 {
+		row.Flags = bpf.TableNoPorts | bpf.TableNoProtos
 		row.Cookie = s.tables[bpf.PolicyPeerKey{Subject: subject}].Cookie
 	}
 	row.Table = subject<<16 + key.Identity
 	var first, last uint64
-	if args[3] != "*" {
+	if args[3] == "*" {
+		if proto != 0 {
+			row.Flags &^= bpf.TableNoProtos
+		}
+	} else {
 		a, b, ranged := strings.Cut(args[3], "-")
 		if first, err = strconv.ParseUint(a, 0, 16); err != nil {
 			return err
@@ -327,6 +332,9 @@ func (s *story) rule(t testing.TB, args []string, o options) error {
 			if last, err = strconv.ParseUint(b, 0, 16); err != nil {
 				return err
 			}
+		}
+		if first == last {
+			row.Flags &^= bpf.TableNoPorts
 		}
 	}
 	s.k.PutRow(t, row.Table, proto, uint16(first), uint16(last), args[3] == "*", v)

@@ -52,7 +52,8 @@ type verdicts struct {
 	id     uint32 // 0: the table has no row and needs none
 	key    string
 	rows   tableRows
-	users  int // policy_peers rows
+	flags  uint32 // bpf.Table*
+	users  int    // policy_peers rows
 	unused time.Time
 }
 
@@ -237,11 +238,24 @@ func (p *policyMaps) change(sub *subject, put map[identity.ID]*policy.Table, gon
 }
 
 func (s *subject) row(t *verdicts) bpf.PolicyPeer {
-	r := bpf.PolicyPeer{Table: t.id, Cookie: uint32(s.cookie)}
-	if len(t.rows.ranges) > 0 {
-		r.Flags |= bpf.TableRanges
+	return bpf.PolicyPeer{Table: t.id, Cookie: uint32(s.cookie), Flags: t.flags}
+}
+
+// flags tells the programs which probes of the table find something.
+func (r *tableRows) flags() uint32 {
+	flags := bpf.TableNoPorts | bpf.TableNoProtos
+	if len(r.ranges) > 0 {
+		flags |= bpf.TableRanges
 	}
-	return r
+	for _, k := range r.ports {
+		switch {
+		case k.Wild == 0:
+			flags &^= bpf.TableNoPorts
+		case k.Proto != 0:
+			flags &^= bpf.TableNoProtos
+		}
+	}
+	return flags
 }
 
 // ensureTable returns the table with the content of t, written if it was not there, with one more user.
@@ -259,6 +273,7 @@ func (p *policyMaps) ensureTable(t *policy.Table) (*verdicts, error) {
 			if err := v.rows.write(p); err != nil {
 				return nil, err
 			}
+			v.flags = v.rows.flags()
 		}
 		p.tables[t.Key] = v
 	}

@@ -76,7 +76,7 @@ func TestRootSubjectsShareTablesAndArePruned(t *testing.T) {
 		t.Fatalf("rows %d %d %d, want 5 1 %d", peers, single, ranged, want)
 	}
 	row, ok, err := d.policy.peers.get(bpf.PolicyPeerKey{Subject: d.policy.subjects["one"].id, Identity: 1002})
-	if err != nil || !ok || row.Flags != bpf.TableRanges || row.Cookie != 5 {
+	if err != nil || !ok || row.Flags != bpf.TableRanges|bpf.TableNoPorts|bpf.TableNoProtos || row.Cookie != 5 {
 		t.Fatalf("row of a table with ranges: %+v %v %v", row, ok, err)
 	}
 	if err := d.PatchSubject(policy.Patch{Subject: "one", Put: map[identity.ID]*policy.Table{1004: web}, Delete: []identity.ID{1002}}); err != nil {
