@@ -86,6 +86,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer unlock()
+	if err := calmTimers(); err != nil {
+		a.log.Warn("threads wake up more often than needed", "err", err)
+	}
 	a.log.Info("agent starts", "version", Version, "node", cfg.NodeName, "run-dir", cfg.RunDir, "state-dir", cfg.StateDir)
 	run := newStack(ctx, a.log)
 	defer func() { err = errors.Join(err, run.stop()) }()
