@@ -26,7 +26,7 @@ func newRule(ref RuleRef) *rule {
 // statement is one entry of a policy, ready to be resolved.
 type statement struct {
 	rule
-	order  uint32 // tier and priority: lower decides first
+	order  uint64 // tier and priority: lower decides first
 	effect Effect
 	all    bool         // everyone, known or not
 	peers  []*selection // unless all
@@ -51,7 +51,7 @@ type part struct {
 
 func (p *part) empty() bool { return len(p.statements) == 0 && p.isolates == nil }
 
-func order(t Tier, priority uint16) uint32 { return uint32(t)<<16 | uint32(priority) }
+func order(t Tier, priority uint32) uint64 { return uint64(t)<<32 | uint64(priority) }
 
 // compile makes r ready. Selections are acquired from the engine: see release.
 func (e *Engine) compile(p *Policy, r *Rule) *compiled {
@@ -136,7 +136,7 @@ func (e *Engine) peers(st *statement, p *Peers, namespace string) {
 // digest writes everything that the statement decides.
 func (st *statement) digest(write func([]byte) (int, error)) {
 	b := binary.BigEndian.AppendUint64(nil, st.id)
-	b = binary.BigEndian.AppendUint32(b, st.order)
+	b = binary.BigEndian.AppendUint64(b, st.order)
 	b = append(b, byte(st.effect), byte(b2i(st.all)))
 	b = binary.BigEndian.AppendUint32(b, uint32(len(st.peers)))
 	for _, s := range st.peers {

@@ -31,7 +31,7 @@ type flattener struct {
 
 // level sums up the statements in force of one tier and priority.
 type level struct {
-	order             uint32
+	order             uint64
 	deny, allow, pass ruleList
 }
 
@@ -79,13 +79,13 @@ func (r *Row) kind() int {
 	return 0
 }
 
-func (f *flattener) level(order uint32) *level {
+func (f *flattener) level(order uint64) *level {
 	for i := range f.levels {
 		if f.levels[i].order == order {
 			return &f.levels[i]
 		}
 	}
-	at, _ := slices.BinarySearchFunc(f.levels, order, func(l level, o uint32) int { return cmp.Compare(l.order, o) })
+	at, _ := slices.BinarySearchFunc(f.levels, order, func(l level, o uint64) int { return cmp.Compare(l.order, o) })
 	f.levels = slices.Insert(f.levels, at, level{order: order})
 	return &f.levels[at]
 }
@@ -116,11 +116,11 @@ func (l *level) list(e Effect) *ruleList {
 // judge returns the verdict of the statements in force: the first level that has an opinion decides, deny before
 // allow before pass; pass skips the rest of its tier.
 func (f *flattener) judge() PortVerdict {
-	skip := uint32(0) // tiers up to this one are passed
+	skip := uint64(0) // tiers up to this one are passed
 	for i := range f.levels {
 		l := &f.levels[i]
 		switch {
-		case l.order>>16 <= skip:
+		case l.order>>32 <= skip:
 		case l.deny.n > 0:
 			return PortVerdict{Action: verdict.Deny, ExplicitDeny: true, Cookie: f.cookie(l, EffectDeny)}
 		case l.allow.n > 0:

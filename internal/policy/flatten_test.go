@@ -24,18 +24,18 @@ func naive(sts []*statement, isolated bool, proto uint8, port uint16) (action ve
 		}
 		return false
 	}
-	orders := map[uint32]bool{}
+	orders := map[uint64]bool{}
 	for _, s := range sts {
 		orders[s.order] = true
 	}
-	var sorted []uint32
+	var sorted []uint64
 	for o := range orders {
 		sorted = append(sorted, o)
 	}
 	slices.Sort(sorted)
 	passed := -1
 	for _, o := range sorted {
-		if int(o>>16) == passed {
+		if int(o>>32) == passed {
 			continue
 		}
 		for _, e := range []Effect{EffectDeny, EffectAllow, EffectPass} {
@@ -49,7 +49,7 @@ func naive(sts []*statement, isolated bool, proto uint8, port uint16) (action ve
 				continue
 			}
 			if e == EffectPass {
-				passed = int(o >> 16)
+				passed = int(o >> 32)
 				break
 			}
 			slices.Sort(who)
@@ -79,7 +79,7 @@ func TestFlatten(t *testing.T) {
 		for n := range g.IntN(9) {
 			s := &statement{
 				rule: rule{id: uint64(n) + 1}, effect: pick(g, EffectAllow, EffectAllow, EffectDeny, EffectPass),
-				order: order(pick(g, TierAdmin, TierNormal, TierNormal, TierBaseline), uint16(g.IntN(2))),
+				order: order(pick(g, TierAdmin, TierNormal, TierNormal, TierBaseline), uint32(g.IntN(2))),
 			}
 			g.some(4, func() {
 				p := Port{Proto: pick[uint8](g, 6, 6, 17, 1)}
@@ -128,7 +128,7 @@ func TestFlatten(t *testing.T) {
 func show(sts []*statement) string {
 	var b strings.Builder
 	for _, s := range sts {
-		fmt.Fprintf(&b, "\n  %d tier %d priority %d effect %d %+v", s.id, s.order>>16, s.order&0xffff, s.effect, s.ports)
+		fmt.Fprintf(&b, "\n  %d tier %d priority %d effect %d %+v", s.id, s.order>>32, uint32(s.order), s.effect, s.ports)
 	}
 	return b.String()
 }

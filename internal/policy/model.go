@@ -12,6 +12,11 @@ import (
 const (
 	KindNetworkPolicy            = "CiliumNetworkPolicy"
 	KindClusterwideNetworkPolicy = "CiliumClusterwideNetworkPolicy"
+	KindKubernetesNetworkPolicy  = "NetworkPolicy"
+	KindClusterNetworkPolicy     = "ClusterNetworkPolicy"
+	KindCIDRGroup                = "CiliumCIDRGroup"
+	KindService                  = "Service"
+	KindEndpointSlice            = "EndpointSlice"
 	KindPorin                    = "porin" // what porin itself decides, in RuleRefs
 )
 
@@ -29,13 +34,35 @@ func (r Ref) String() string {
 	return r.Kind + " " + r.Namespace + "/" + r.Name
 }
 
-// Policy is one document. Never modified once made.
+// Policy is one document: rules, or something that the rules of others refer to. Never modified once made.
 type Policy struct {
 	Ref
-	Rules []*Rule
-	YAML  string // as it was written
-	File  string
-	Line  int // of the document in File
+	Rules  []*Rule
+	Group  *CIDRGroup    // of a CiliumCIDRGroup
+	Labels labels.Labels // of the document itself; source k8s
+	YAML   string        // as it was written
+	File   string
+	Line   int // of the document in File
+
+	Service *Service // of a Service
+	Slice   *Slice   // of an EndpointSlice
+}
+
+// CIDRGroup is a list of blocks that rules name by the group's name or labels.
+type CIDRGroup struct {
+	CIDRs []netip.Prefix
+}
+
+// Service is what rules with toServices need to know of a Service: which workloads it means.
+type Service struct {
+	Selector labels.Selector // of its own namespace; meaningless unless Selects
+	Selects  bool            // false: no selector; its backends come from slices
+}
+
+// Slice is one EndpointSlice: addresses behind a service.
+type Slice struct {
+	Service   string // name; of the slice's own namespace
+	Addresses []netip.Addr
 }
 
 // Tier orders groups of rules: the first tier that does not pass decides.
@@ -63,8 +90,10 @@ type Rule struct {
 	Spec        int // index in specs; -1 for the single spec
 	Line        int
 	Tier        Tier
-	Priority    uint16 // within the tier, lower first
+	Priority    uint32 // within the tier, lower first
 	Subject     labels.Selector
+	Nodes       bool // Subject selects nodes, by their labels (source node), not workloads
+	Audit       bool // what the rule alone would deny is forwarded and reported
 	Ingress     Section
 	Egress      Section
 	Labels      labels.Labels
@@ -85,7 +114,8 @@ func (r *Rule) Section(d verdict.Direction) *Section {
 type Section struct {
 	Allow       []*Entry
 	Deny        []*Entry
-	DefaultDeny *bool // as in the document; nil: isolate when one of the lists is there
+	Pass        []*Entry // the next tier decides
+	DefaultDeny *bool    // as in the document; nil: isolate when one of the lists is there
 }
 
 // Isolates tells whether the section denies what nothing allows.
@@ -98,10 +128,25 @@ func (s *Section) Isolates() bool {
 
 // Entry is one element of ingress, egress, ingressDeny or egressDeny: peers and ports, both of which must fit.
 type Entry struct {
-	Line  int
-	Peers Peers
-	Ports []Port // nil: every protocol and port
+	Line     int
+	Index    int    // in the list of the document that holds it
+	Priority uint32 // among entries of rules of the same tier and priority, lower first (ClusterNetworkPolicy: its place)
+	Peers    Peers
+	Requires []labels.Selector // fromRequires, toRequires: see Engine
+	Ports    []Port            // nil: every protocol and port
+	Auth     Auth
 }
+
+// Auth is what an entry demands of the two ends before it allows.
+type Auth uint8
+
+// Authentication modes. Nothing authenticates workloads yet, so those that demand it allow nothing.
+const (
+	AuthNone Auth = iota // not said
+	AuthDisabled
+	AuthRequired
+	AuthTestAlwaysFail
+)
 
 // selectsNothing: an entry that says neither who nor what, like "ingress: [{}]", opens nothing.
 func (e *Entry) selectsNothing() bool { return e.Peers.Kind == PeersAny && e.Ports == nil }
@@ -116,6 +161,9 @@ const (
 	PeersEntities
 	PeersCIDR
 	PeersCIDRSet
+	PeersServices
+	PeersNodes
+	PeersFQDNs
 )
 
 // Peers of an entry. The list of its kind may be empty: then it selects nobody.
@@ -124,12 +172,31 @@ type Peers struct {
 	Endpoints []labels.Selector // as written; see scope
 	Entities  []string
 	CIDRs     []CIDR // of PeersCIDR (no excepts) and PeersCIDRSet
+	Services  []ServicePeer
+	Nodes     []labels.Selector // by the labels of nodes, source node
+	FQDNs     []FQDN
 }
 
-// CIDR is a block of addresses without some smaller blocks.
+// CIDR is blocks of addresses without some smaller blocks: one block, or those of groups.
 type CIDR struct {
-	Prefix netip.Prefix
-	Except []netip.Prefix
+	Prefix        netip.Prefix
+	Group         string           // name of a CiliumCIDRGroup, instead of Prefix
+	GroupSelector *labels.Selector // labels of CiliumCIDRGroups, instead of Prefix
+	Except        []netip.Prefix
+}
+
+// ServicePeer names services of one namespace: one by name, or those whose labels match.
+type ServicePeer struct {
+	Namespace string // empty: every namespace (selector only)
+	Name      string
+	Selector  *labels.Selector
+}
+
+// FQDN names DNS names: one, lower case with the final dot, or a pattern of them. "*" stands for part of one label,
+// "**." for one label or more.
+type FQDN struct {
+	Name    string
+	Pattern string
 }
 
 // Port is a set of (protocol, port): ports First..Last of Proto, or every port of it. ICMP types are ports.
@@ -137,7 +204,16 @@ type Port struct {
 	Proto       uint8
 	Any         bool
 	First, Last uint16
-	AnyProto    bool // written as protocol ANY: TCP, UDP and SCTP; Proto is 0
+	AnyProto    bool   // written as protocol ANY: TCP, UDP and SCTP; Proto is 0
+	Name        string // a named port, lower case: then First and Last are 0 and its numbers are the responder's
+	L7          *L7    // what may be said there; nil: anything
+}
+
+// NamedPort is a port of a workload that has a name.
+type NamedPort struct {
+	Name  string `json:"name"` // lower case
+	Proto uint8  `json:"protocol"`
+	Port  uint16 `json:"port"`
 }
 
 // Protocol numbers.

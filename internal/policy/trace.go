@@ -30,7 +30,7 @@ type Side struct {
 type Step struct {
 	Rule     RuleRef
 	Tier     Tier
-	Priority uint16
+	Priority uint32
 	Effect   Effect
 	Everyone bool   // it names no peers, or the entity all
 	Peers    []Test // one per selector, entity or block; one that fits is enough
@@ -111,7 +111,7 @@ func (e *Engine) side(subject, peer *identity.Identity, d verdict.Direction, v P
 
 func (e *Engine) step(st *statement, peer *identity.Identity, proto uint8, port uint16) Step {
 	s := Step{
-		Rule: st.ref, Tier: Tier(st.order >> 16), Priority: uint16(st.order), Effect: st.effect, Everyone: st.all, PeerFits: st.all,
+		Rule: st.ref, Tier: Tier(st.order >> 32), Priority: uint32(st.order), Effect: st.effect, Everyone: st.all, PeerFits: st.all,
 		Ports: st.ports, PortFits: st.ports == nil,
 	}
 	for _, sel := range st.peers {
