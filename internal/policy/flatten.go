@@ -126,7 +126,7 @@ func (f *flattener) judge() PortVerdict {
 		case l.allow.n > 0:
 			return PortVerdict{Action: verdict.Allow, Cookie: f.cookie(l, EffectAllow)}
 		case l.pass.n > 0:
-			skip = l.order >> 16
+			skip = l.order >> 32
 		}
 	}
 	return f.silence
