@@ -171,6 +171,7 @@ type StatusResponse struct {
 	Fallbacks      []string               `protobuf:"bytes,7,rep,name=fallbacks,proto3" json:"fallbacks,omitempty"`   // kernel features that are missing and what is used instead
 	EndpointPhases map[string]uint32      `protobuf:"bytes,8,rep,name=endpoint_phases,json=endpointPhases,proto3" json:"endpoint_phases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	Alarms         []string               `protobuf:"bytes,9,rep,name=alarms,proto3" json:"alarms,omitempty"` // full maps, locked endpoints, refused objects: what a person must see
+	Trial          *PolicyTrial           `protobuf:"bytes,10,opt,name=trial,proto3" json:"trial,omitempty"`  // the change of policies that waits to be confirmed, if there is one
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -264,6 +265,13 @@ func (x *StatusResponse) GetEndpointPhases() map[string]uint32 {
 func (x *StatusResponse) GetAlarms() []string {
 	if x != nil {
 		return x.Alarms
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetTrial() *PolicyTrial {
+	if x != nil {
+		return x.Trial
 	}
 	return nil
 }
@@ -1320,6 +1328,186 @@ func (x *DeletePolicyRequest) GetFiles() []*ManifestFile {
 	return nil
 }
 
+type TryPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Apply         *ApplyPolicyRequest    `protobuf:"bytes,1,opt,name=apply,proto3" json:"apply,omitempty"` // one of the two
+	Delete        *DeletePolicyRequest   `protobuf:"bytes,2,opt,name=delete,proto3" json:"delete,omitempty"`
+	ConfirmWithin *durationpb.Duration   `protobuf:"bytes,3,opt,name=confirm_within,json=confirmWithin,proto3" json:"confirm_within,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TryPolicyRequest) Reset() {
+	*x = TryPolicyRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TryPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TryPolicyRequest) ProtoMessage() {}
+
+func (x *TryPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TryPolicyRequest.ProtoReflect.Descriptor instead.
+func (*TryPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *TryPolicyRequest) GetApply() *ApplyPolicyRequest {
+	if x != nil {
+		return x.Apply
+	}
+	return nil
+}
+
+func (x *TryPolicyRequest) GetDelete() *DeletePolicyRequest {
+	if x != nil {
+		return x.Delete
+	}
+	return nil
+}
+
+func (x *TryPolicyRequest) GetConfirmWithin() *durationpb.Duration {
+	if x != nil {
+		return x.ConfirmWithin
+	}
+	return nil
+}
+
+type PolicyTrial struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"` // with which it came into force; ConfirmPolicy may name it. 0: nothing changed, nothing waits
+	Changed       []*PolicyRef           `protobuf:"bytes,2,rep,name=changed,proto3" json:"changed,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	Left          *durationpb.Duration   `protobuf:"bytes,4,opt,name=left,proto3" json:"left,omitempty"`
+	Ending        bool                   `protobuf:"varint,5,opt,name=ending,proto3" json:"ending,omitempty"` // it is being taken back
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyTrial) Reset() {
+	*x = PolicyTrial{}
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyTrial) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyTrial) ProtoMessage() {}
+
+func (x *PolicyTrial) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyTrial.ProtoReflect.Descriptor instead.
+func (*PolicyTrial) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *PolicyTrial) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *PolicyTrial) GetChanged() []*PolicyRef {
+	if x != nil {
+		return x.Changed
+	}
+	return nil
+}
+
+func (x *PolicyTrial) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *PolicyTrial) GetLeft() *durationpb.Duration {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+func (x *PolicyTrial) GetEnding() bool {
+	if x != nil {
+		return x.Ending
+	}
+	return false
+}
+
+type SettlePolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettlePolicyRequest) Reset() {
+	*x = SettlePolicyRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettlePolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettlePolicyRequest) ProtoMessage() {}
+
+func (x *SettlePolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettlePolicyRequest.ProtoReflect.Descriptor instead.
+func (*SettlePolicyRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *SettlePolicyRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 type PolicyRevision struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
@@ -1331,7 +1519,7 @@ type PolicyRevision struct {
 
 func (x *PolicyRevision) Reset() {
 	*x = PolicyRevision{}
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1343,7 +1531,7 @@ func (x *PolicyRevision) String() string {
 func (*PolicyRevision) ProtoMessage() {}
 
 func (x *PolicyRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1356,7 +1544,7 @@ func (x *PolicyRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRevision.ProtoReflect.Descriptor instead.
 func (*PolicyRevision) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PolicyRevision) GetRevision() uint64 {
@@ -1389,7 +1577,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1589,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1602,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListPoliciesRequest) GetPolicies() []*PolicyRef {
@@ -1439,7 +1627,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +1639,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +1652,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Policy) GetRef() *PolicyRef {
@@ -1526,7 +1714,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1726,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1739,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*Policy {
@@ -1578,7 +1766,7 @@ type WaitPolicyRequest struct {
 
 func (x *WaitPolicyRequest) Reset() {
 	*x = WaitPolicyRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1778,7 @@ func (x *WaitPolicyRequest) String() string {
 func (*WaitPolicyRequest) ProtoMessage() {}
 
 func (x *WaitPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1791,7 @@ func (x *WaitPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitPolicyRequest.ProtoReflect.Descriptor instead.
 func (*WaitPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WaitPolicyRequest) GetRevision() uint64 {
@@ -1628,7 +1816,7 @@ type ListIPsRequest struct {
 
 func (x *ListIPsRequest) Reset() {
 	*x = ListIPsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1640,7 +1828,7 @@ func (x *ListIPsRequest) String() string {
 func (*ListIPsRequest) ProtoMessage() {}
 
 func (x *ListIPsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1653,7 +1841,7 @@ func (x *ListIPsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIPsRequest.ProtoReflect.Descriptor instead.
 func (*ListIPsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 type ListNodesRequest struct {
@@ -1664,7 +1852,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1676,7 +1864,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1689,7 +1877,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 type GetConfigRequest struct {
@@ -1700,7 +1888,7 @@ type GetConfigRequest struct {
 
 func (x *GetConfigRequest) Reset() {
 	*x = GetConfigRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1712,7 +1900,7 @@ func (x *GetConfigRequest) String() string {
 func (*GetConfigRequest) ProtoMessage() {}
 
 func (x *GetConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1725,7 +1913,7 @@ func (x *GetConfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigRequest.ProtoReflect.Descriptor instead.
 func (*GetConfigRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 type SetConfigRequest struct {
@@ -1737,7 +1925,7 @@ type SetConfigRequest struct {
 
 func (x *SetConfigRequest) Reset() {
 	*x = SetConfigRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1749,7 +1937,7 @@ func (x *SetConfigRequest) String() string {
 func (*SetConfigRequest) ProtoMessage() {}
 
 func (x *SetConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1762,7 +1950,7 @@ func (x *SetConfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetConfigRequest.ProtoReflect.Descriptor instead.
 func (*SetConfigRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SetConfigRequest) GetValues() map[string]string {
@@ -1782,7 +1970,7 @@ type Config struct {
 
 func (x *Config) Reset() {
 	*x = Config{}
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1794,7 +1982,7 @@ func (x *Config) String() string {
 func (*Config) ProtoMessage() {}
 
 func (x *Config) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1807,7 +1995,7 @@ func (x *Config) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Config.ProtoReflect.Descriptor instead.
 func (*Config) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Config) GetValues() map[string]string {
@@ -1833,7 +2021,7 @@ type ListMetricsRequest struct {
 
 func (x *ListMetricsRequest) Reset() {
 	*x = ListMetricsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +2033,7 @@ func (x *ListMetricsRequest) String() string {
 func (*ListMetricsRequest) ProtoMessage() {}
 
 func (x *ListMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +2046,7 @@ func (x *ListMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMetricsRequest.ProtoReflect.Descriptor instead.
 func (*ListMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListMetricsRequest) GetPattern() string {
@@ -1878,7 +2066,7 @@ type ListMapRequest struct {
 
 func (x *ListMapRequest) Reset() {
 	*x = ListMapRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1890,7 +2078,7 @@ func (x *ListMapRequest) String() string {
 func (*ListMapRequest) ProtoMessage() {}
 
 func (x *ListMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1903,7 +2091,7 @@ func (x *ListMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMapRequest.ProtoReflect.Descriptor instead.
 func (*ListMapRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListMapRequest) GetMap() string {
@@ -1929,7 +2117,7 @@ type FlushMapRequest struct {
 
 func (x *FlushMapRequest) Reset() {
 	*x = FlushMapRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2129,7 @@ func (x *FlushMapRequest) String() string {
 func (*FlushMapRequest) ProtoMessage() {}
 
 func (x *FlushMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2142,7 @@ func (x *FlushMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushMapRequest.ProtoReflect.Descriptor instead.
 func (*FlushMapRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FlushMapRequest) GetMap() string {
@@ -1973,7 +2161,7 @@ type FlushMapResponse struct {
 
 func (x *FlushMapResponse) Reset() {
 	*x = FlushMapResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1985,7 +2173,7 @@ func (x *FlushMapResponse) String() string {
 func (*FlushMapResponse) ProtoMessage() {}
 
 func (x *FlushMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1998,7 +2186,7 @@ func (x *FlushMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushMapResponse.ProtoReflect.Descriptor instead.
 func (*FlushMapResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FlushMapResponse) GetDeleted() uint64 {
@@ -2017,7 +2205,7 @@ type DumpTableRequest struct {
 
 func (x *DumpTableRequest) Reset() {
 	*x = DumpTableRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2217,7 @@ func (x *DumpTableRequest) String() string {
 func (*DumpTableRequest) ProtoMessage() {}
 
 func (x *DumpTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2230,7 @@ func (x *DumpTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpTableRequest.ProtoReflect.Descriptor instead.
 func (*DumpTableRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DumpTableRequest) GetTable() string {
@@ -2063,7 +2251,7 @@ type DumpTableResponse struct {
 
 func (x *DumpTableResponse) Reset() {
 	*x = DumpTableResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2075,7 +2263,7 @@ func (x *DumpTableResponse) String() string {
 func (*DumpTableResponse) ProtoMessage() {}
 
 func (x *DumpTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2088,7 +2276,7 @@ func (x *DumpTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpTableResponse.ProtoReflect.Descriptor instead.
 func (*DumpTableResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DumpTableResponse) GetRows() []string {
@@ -2127,7 +2315,7 @@ type MonitorRequest struct {
 
 func (x *MonitorRequest) Reset() {
 	*x = MonitorRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2327,7 @@ func (x *MonitorRequest) String() string {
 func (*MonitorRequest) ProtoMessage() {}
 
 func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2340,7 @@ func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MonitorRequest.ProtoReflect.Descriptor instead.
 func (*MonitorRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *MonitorRequest) GetTypes() []string {
@@ -2218,7 +2406,7 @@ type MonitorResponse struct {
 
 func (x *MonitorResponse) Reset() {
 	*x = MonitorResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2230,7 +2418,7 @@ func (x *MonitorResponse) String() string {
 func (*MonitorResponse) ProtoMessage() {}
 
 func (x *MonitorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2243,7 +2431,7 @@ func (x *MonitorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MonitorResponse.ProtoReflect.Descriptor instead.
 func (*MonitorResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *MonitorResponse) GetEvent() isMonitorResponse_Event {
@@ -2313,7 +2501,7 @@ type AgentEvent struct {
 
 func (x *AgentEvent) Reset() {
 	*x = AgentEvent{}
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2325,7 +2513,7 @@ func (x *AgentEvent) String() string {
 func (*AgentEvent) ProtoMessage() {}
 
 func (x *AgentEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2338,7 +2526,7 @@ func (x *AgentEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentEvent.ProtoReflect.Descriptor instead.
 func (*AgentEvent) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AgentEvent) GetTime() *timestamppb.Timestamp {
@@ -2372,7 +2560,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x04rows\x18\x02 \x03(\v2\x13.porin.agent.v1.RowR\x04rows\"\x1b\n" +
 	"\x03Row\x12\x14\n" +
 	"\x05cells\x18\x01 \x03(\tR\x05cells\"\x0f\n" +
-	"\rStatusRequest\"\xd1\x03\n" +
+	"\rStatusRequest\"\x84\x04\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x124\n" +
@@ -2384,7 +2572,9 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"components\x12\x1c\n" +
 	"\tfallbacks\x18\a \x03(\tR\tfallbacks\x12[\n" +
 	"\x0fendpoint_phases\x18\b \x03(\v22.porin.agent.v1.StatusResponse.EndpointPhasesEntryR\x0eendpointPhases\x12\x16\n" +
-	"\x06alarms\x18\t \x03(\tR\x06alarms\x1aA\n" +
+	"\x06alarms\x18\t \x03(\tR\x06alarms\x121\n" +
+	"\x05trial\x18\n" +
+	" \x01(\v2\x1b.porin.agent.v1.PolicyTrialR\x05trial\x1aA\n" +
 	"\x13EndpointPhasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"O\n" +
@@ -2462,7 +2652,19 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x13DeletePolicyRequest\x125\n" +
 	"\bpolicies\x18\x01 \x03(\v2\x19.porin.agent.v1.PolicyRefR\bpolicies\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\x122\n" +
-	"\x05files\x18\x03 \x03(\v2\x1c.porin.agent.v1.ManifestFileR\x05files\"\x7f\n" +
+	"\x05files\x18\x03 \x03(\v2\x1c.porin.agent.v1.ManifestFileR\x05files\"\xcb\x01\n" +
+	"\x10TryPolicyRequest\x128\n" +
+	"\x05apply\x18\x01 \x01(\v2\".porin.agent.v1.ApplyPolicyRequestR\x05apply\x12;\n" +
+	"\x06delete\x18\x02 \x01(\v2#.porin.agent.v1.DeletePolicyRequestR\x06delete\x12@\n" +
+	"\x0econfirm_within\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rconfirmWithin\"\xd7\x01\n" +
+	"\vPolicyTrial\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x123\n" +
+	"\achanged\x18\x02 \x03(\v2\x19.porin.agent.v1.PolicyRefR\achanged\x120\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12-\n" +
+	"\x04left\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04left\x12\x16\n" +
+	"\x06ending\x18\x05 \x01(\bR\x06ending\"1\n" +
+	"\x13SettlePolicyRequest\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"\x7f\n" +
 	"\x0ePolicyRevision\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x123\n" +
 	"\achanged\x18\x02 \x03(\v2\x19.porin.agent.v1.PolicyRefR\achanged\x12\x1c\n" +
@@ -2533,7 +2735,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"AgentEvent\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
-	"\x04text\x18\x03 \x01(\tR\x04text2\xf3\r\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text2\xbf\x10\n" +
 	"\x05Agent\x12G\n" +
 	"\x06Status\x12\x1d.porin.agent.v1.StatusRequest\x1a\x1e.porin.agent.v1.StatusResponse\x12\\\n" +
 	"\rListEndpoints\x12$.porin.agent.v1.ListEndpointsRequest\x1a%.porin.agent.v1.ListEndpointsResponse\x12K\n" +
@@ -2545,7 +2747,11 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x0eListIdentities\x12%.porin.agent.v1.ListIdentitiesRequest\x1a&.porin.agent.v1.ListIdentitiesResponse\x12K\n" +
 	"\vGetIdentity\x12\".porin.agent.v1.GetIdentityRequest\x1a\x18.porin.agent.v1.Identity\x12Q\n" +
 	"\vApplyPolicy\x12\".porin.agent.v1.ApplyPolicyRequest\x1a\x1e.porin.agent.v1.PolicyRevision\x12S\n" +
-	"\fDeletePolicy\x12#.porin.agent.v1.DeletePolicyRequest\x1a\x1e.porin.agent.v1.PolicyRevision\x12Y\n" +
+	"\fDeletePolicy\x12#.porin.agent.v1.DeletePolicyRequest\x1a\x1e.porin.agent.v1.PolicyRevision\x12Q\n" +
+	"\vCheckPolicy\x12\".porin.agent.v1.ApplyPolicyRequest\x1a\x1e.porin.agent.v1.PolicyRevision\x12J\n" +
+	"\tTryPolicy\x12 .porin.agent.v1.TryPolicyRequest\x1a\x1b.porin.agent.v1.PolicyTrial\x12T\n" +
+	"\rConfirmPolicy\x12#.porin.agent.v1.SettlePolicyRequest\x1a\x1e.porin.agent.v1.PolicyRevision\x12U\n" +
+	"\x0eRollbackPolicy\x12#.porin.agent.v1.SettlePolicyRequest\x1a\x1e.porin.agent.v1.PolicyRevision\x12Y\n" +
 	"\fListPolicies\x12#.porin.agent.v1.ListPoliciesRequest\x1a$.porin.agent.v1.ListPoliciesResponse\x12O\n" +
 	"\n" +
 	"WaitPolicy\x12!.porin.agent.v1.WaitPolicyRequest\x1a\x1e.porin.agent.v1.PolicyRevision\x12@\n" +
@@ -2571,7 +2777,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_agent_v1_agent_proto_rawDescData
 }
 
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(*Table)(nil),                    // 0: porin.agent.v1.Table
 	(*Row)(nil),                      // 1: porin.agent.v1.Row
@@ -2594,104 +2800,122 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*ApplyPolicyRequest)(nil),       // 18: porin.agent.v1.ApplyPolicyRequest
 	(*PolicyRef)(nil),                // 19: porin.agent.v1.PolicyRef
 	(*DeletePolicyRequest)(nil),      // 20: porin.agent.v1.DeletePolicyRequest
-	(*PolicyRevision)(nil),           // 21: porin.agent.v1.PolicyRevision
-	(*ListPoliciesRequest)(nil),      // 22: porin.agent.v1.ListPoliciesRequest
-	(*Policy)(nil),                   // 23: porin.agent.v1.Policy
-	(*ListPoliciesResponse)(nil),     // 24: porin.agent.v1.ListPoliciesResponse
-	(*WaitPolicyRequest)(nil),        // 25: porin.agent.v1.WaitPolicyRequest
-	(*ListIPsRequest)(nil),           // 26: porin.agent.v1.ListIPsRequest
-	(*ListNodesRequest)(nil),         // 27: porin.agent.v1.ListNodesRequest
-	(*GetConfigRequest)(nil),         // 28: porin.agent.v1.GetConfigRequest
-	(*SetConfigRequest)(nil),         // 29: porin.agent.v1.SetConfigRequest
-	(*Config)(nil),                   // 30: porin.agent.v1.Config
-	(*ListMetricsRequest)(nil),       // 31: porin.agent.v1.ListMetricsRequest
-	(*ListMapRequest)(nil),           // 32: porin.agent.v1.ListMapRequest
-	(*FlushMapRequest)(nil),          // 33: porin.agent.v1.FlushMapRequest
-	(*FlushMapResponse)(nil),         // 34: porin.agent.v1.FlushMapResponse
-	(*DumpTableRequest)(nil),         // 35: porin.agent.v1.DumpTableRequest
-	(*DumpTableResponse)(nil),        // 36: porin.agent.v1.DumpTableResponse
-	(*MonitorRequest)(nil),           // 37: porin.agent.v1.MonitorRequest
-	(*MonitorResponse)(nil),          // 38: porin.agent.v1.MonitorResponse
-	(*AgentEvent)(nil),               // 39: porin.agent.v1.AgentEvent
-	nil,                              // 40: porin.agent.v1.StatusResponse.EndpointPhasesEntry
-	nil,                              // 41: porin.agent.v1.SetConfigRequest.ValuesEntry
-	nil,                              // 42: porin.agent.v1.Config.ValuesEntry
-	(*timestamppb.Timestamp)(nil),    // 43: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 44: google.protobuf.Duration
-	(*flow.Flow)(nil),                // 45: flow.Flow
+	(*TryPolicyRequest)(nil),         // 21: porin.agent.v1.TryPolicyRequest
+	(*PolicyTrial)(nil),              // 22: porin.agent.v1.PolicyTrial
+	(*SettlePolicyRequest)(nil),      // 23: porin.agent.v1.SettlePolicyRequest
+	(*PolicyRevision)(nil),           // 24: porin.agent.v1.PolicyRevision
+	(*ListPoliciesRequest)(nil),      // 25: porin.agent.v1.ListPoliciesRequest
+	(*Policy)(nil),                   // 26: porin.agent.v1.Policy
+	(*ListPoliciesResponse)(nil),     // 27: porin.agent.v1.ListPoliciesResponse
+	(*WaitPolicyRequest)(nil),        // 28: porin.agent.v1.WaitPolicyRequest
+	(*ListIPsRequest)(nil),           // 29: porin.agent.v1.ListIPsRequest
+	(*ListNodesRequest)(nil),         // 30: porin.agent.v1.ListNodesRequest
+	(*GetConfigRequest)(nil),         // 31: porin.agent.v1.GetConfigRequest
+	(*SetConfigRequest)(nil),         // 32: porin.agent.v1.SetConfigRequest
+	(*Config)(nil),                   // 33: porin.agent.v1.Config
+	(*ListMetricsRequest)(nil),       // 34: porin.agent.v1.ListMetricsRequest
+	(*ListMapRequest)(nil),           // 35: porin.agent.v1.ListMapRequest
+	(*FlushMapRequest)(nil),          // 36: porin.agent.v1.FlushMapRequest
+	(*FlushMapResponse)(nil),         // 37: porin.agent.v1.FlushMapResponse
+	(*DumpTableRequest)(nil),         // 38: porin.agent.v1.DumpTableRequest
+	(*DumpTableResponse)(nil),        // 39: porin.agent.v1.DumpTableResponse
+	(*MonitorRequest)(nil),           // 40: porin.agent.v1.MonitorRequest
+	(*MonitorResponse)(nil),          // 41: porin.agent.v1.MonitorResponse
+	(*AgentEvent)(nil),               // 42: porin.agent.v1.AgentEvent
+	nil,                              // 43: porin.agent.v1.StatusResponse.EndpointPhasesEntry
+	nil,                              // 44: porin.agent.v1.SetConfigRequest.ValuesEntry
+	nil,                              // 45: porin.agent.v1.Config.ValuesEntry
+	(*timestamppb.Timestamp)(nil),    // 46: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 47: google.protobuf.Duration
+	(*flow.Flow)(nil),                // 48: flow.Flow
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: porin.agent.v1.Table.rows:type_name -> porin.agent.v1.Row
-	43, // 1: porin.agent.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	46, // 1: porin.agent.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
 	4,  // 2: porin.agent.v1.StatusResponse.components:type_name -> porin.agent.v1.Component
-	40, // 3: porin.agent.v1.StatusResponse.endpoint_phases:type_name -> porin.agent.v1.StatusResponse.EndpointPhasesEntry
-	43, // 4: porin.agent.v1.Endpoint.created:type_name -> google.protobuf.Timestamp
-	5,  // 5: porin.agent.v1.ListEndpointsResponse.endpoints:type_name -> porin.agent.v1.Endpoint
-	11, // 6: porin.agent.v1.EndpointLogResponse.entries:type_name -> porin.agent.v1.LogEntry
-	43, // 7: porin.agent.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
-	13, // 8: porin.agent.v1.ListIdentitiesResponse.identities:type_name -> porin.agent.v1.Identity
-	17, // 9: porin.agent.v1.ApplyPolicyRequest.files:type_name -> porin.agent.v1.ManifestFile
-	19, // 10: porin.agent.v1.DeletePolicyRequest.policies:type_name -> porin.agent.v1.PolicyRef
-	17, // 11: porin.agent.v1.DeletePolicyRequest.files:type_name -> porin.agent.v1.ManifestFile
-	19, // 12: porin.agent.v1.PolicyRevision.changed:type_name -> porin.agent.v1.PolicyRef
-	19, // 13: porin.agent.v1.ListPoliciesRequest.policies:type_name -> porin.agent.v1.PolicyRef
-	19, // 14: porin.agent.v1.Policy.ref:type_name -> porin.agent.v1.PolicyRef
-	23, // 15: porin.agent.v1.ListPoliciesResponse.policies:type_name -> porin.agent.v1.Policy
-	44, // 16: porin.agent.v1.WaitPolicyRequest.timeout:type_name -> google.protobuf.Duration
-	41, // 17: porin.agent.v1.SetConfigRequest.values:type_name -> porin.agent.v1.SetConfigRequest.ValuesEntry
-	42, // 18: porin.agent.v1.Config.values:type_name -> porin.agent.v1.Config.ValuesEntry
-	45, // 19: porin.agent.v1.MonitorResponse.flow:type_name -> flow.Flow
-	39, // 20: porin.agent.v1.MonitorResponse.agent:type_name -> porin.agent.v1.AgentEvent
-	43, // 21: porin.agent.v1.AgentEvent.time:type_name -> google.protobuf.Timestamp
-	2,  // 22: porin.agent.v1.Agent.Status:input_type -> porin.agent.v1.StatusRequest
-	6,  // 23: porin.agent.v1.Agent.ListEndpoints:input_type -> porin.agent.v1.ListEndpointsRequest
-	8,  // 24: porin.agent.v1.Agent.GetEndpoint:input_type -> porin.agent.v1.GetEndpointRequest
-	9,  // 25: porin.agent.v1.Agent.SetEndpointLabels:input_type -> porin.agent.v1.SetEndpointLabelsRequest
-	8,  // 26: porin.agent.v1.Agent.EndpointLog:input_type -> porin.agent.v1.GetEndpointRequest
-	8,  // 27: porin.agent.v1.Agent.EndpointHealth:input_type -> porin.agent.v1.GetEndpointRequest
-	8,  // 28: porin.agent.v1.Agent.DisconnectEndpoint:input_type -> porin.agent.v1.GetEndpointRequest
-	14, // 29: porin.agent.v1.Agent.ListIdentities:input_type -> porin.agent.v1.ListIdentitiesRequest
-	16, // 30: porin.agent.v1.Agent.GetIdentity:input_type -> porin.agent.v1.GetIdentityRequest
-	18, // 31: porin.agent.v1.Agent.ApplyPolicy:input_type -> porin.agent.v1.ApplyPolicyRequest
-	20, // 32: porin.agent.v1.Agent.DeletePolicy:input_type -> porin.agent.v1.DeletePolicyRequest
-	22, // 33: porin.agent.v1.Agent.ListPolicies:input_type -> porin.agent.v1.ListPoliciesRequest
-	25, // 34: porin.agent.v1.Agent.WaitPolicy:input_type -> porin.agent.v1.WaitPolicyRequest
-	26, // 35: porin.agent.v1.Agent.ListIPs:input_type -> porin.agent.v1.ListIPsRequest
-	27, // 36: porin.agent.v1.Agent.ListNodes:input_type -> porin.agent.v1.ListNodesRequest
-	28, // 37: porin.agent.v1.Agent.GetConfig:input_type -> porin.agent.v1.GetConfigRequest
-	29, // 38: porin.agent.v1.Agent.SetConfig:input_type -> porin.agent.v1.SetConfigRequest
-	31, // 39: porin.agent.v1.Agent.ListMetrics:input_type -> porin.agent.v1.ListMetricsRequest
-	32, // 40: porin.agent.v1.Agent.ListMap:input_type -> porin.agent.v1.ListMapRequest
-	33, // 41: porin.agent.v1.Agent.FlushMap:input_type -> porin.agent.v1.FlushMapRequest
-	35, // 42: porin.agent.v1.Agent.DumpTable:input_type -> porin.agent.v1.DumpTableRequest
-	37, // 43: porin.agent.v1.Agent.Monitor:input_type -> porin.agent.v1.MonitorRequest
-	3,  // 44: porin.agent.v1.Agent.Status:output_type -> porin.agent.v1.StatusResponse
-	7,  // 45: porin.agent.v1.Agent.ListEndpoints:output_type -> porin.agent.v1.ListEndpointsResponse
-	5,  // 46: porin.agent.v1.Agent.GetEndpoint:output_type -> porin.agent.v1.Endpoint
-	5,  // 47: porin.agent.v1.Agent.SetEndpointLabels:output_type -> porin.agent.v1.Endpoint
-	10, // 48: porin.agent.v1.Agent.EndpointLog:output_type -> porin.agent.v1.EndpointLogResponse
-	12, // 49: porin.agent.v1.Agent.EndpointHealth:output_type -> porin.agent.v1.EndpointHealthResponse
-	5,  // 50: porin.agent.v1.Agent.DisconnectEndpoint:output_type -> porin.agent.v1.Endpoint
-	15, // 51: porin.agent.v1.Agent.ListIdentities:output_type -> porin.agent.v1.ListIdentitiesResponse
-	13, // 52: porin.agent.v1.Agent.GetIdentity:output_type -> porin.agent.v1.Identity
-	21, // 53: porin.agent.v1.Agent.ApplyPolicy:output_type -> porin.agent.v1.PolicyRevision
-	21, // 54: porin.agent.v1.Agent.DeletePolicy:output_type -> porin.agent.v1.PolicyRevision
-	24, // 55: porin.agent.v1.Agent.ListPolicies:output_type -> porin.agent.v1.ListPoliciesResponse
-	21, // 56: porin.agent.v1.Agent.WaitPolicy:output_type -> porin.agent.v1.PolicyRevision
-	0,  // 57: porin.agent.v1.Agent.ListIPs:output_type -> porin.agent.v1.Table
-	0,  // 58: porin.agent.v1.Agent.ListNodes:output_type -> porin.agent.v1.Table
-	30, // 59: porin.agent.v1.Agent.GetConfig:output_type -> porin.agent.v1.Config
-	30, // 60: porin.agent.v1.Agent.SetConfig:output_type -> porin.agent.v1.Config
-	0,  // 61: porin.agent.v1.Agent.ListMetrics:output_type -> porin.agent.v1.Table
-	0,  // 62: porin.agent.v1.Agent.ListMap:output_type -> porin.agent.v1.Table
-	34, // 63: porin.agent.v1.Agent.FlushMap:output_type -> porin.agent.v1.FlushMapResponse
-	36, // 64: porin.agent.v1.Agent.DumpTable:output_type -> porin.agent.v1.DumpTableResponse
-	38, // 65: porin.agent.v1.Agent.Monitor:output_type -> porin.agent.v1.MonitorResponse
-	44, // [44:66] is the sub-list for method output_type
-	22, // [22:44] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	43, // 3: porin.agent.v1.StatusResponse.endpoint_phases:type_name -> porin.agent.v1.StatusResponse.EndpointPhasesEntry
+	22, // 4: porin.agent.v1.StatusResponse.trial:type_name -> porin.agent.v1.PolicyTrial
+	46, // 5: porin.agent.v1.Endpoint.created:type_name -> google.protobuf.Timestamp
+	5,  // 6: porin.agent.v1.ListEndpointsResponse.endpoints:type_name -> porin.agent.v1.Endpoint
+	11, // 7: porin.agent.v1.EndpointLogResponse.entries:type_name -> porin.agent.v1.LogEntry
+	46, // 8: porin.agent.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
+	13, // 9: porin.agent.v1.ListIdentitiesResponse.identities:type_name -> porin.agent.v1.Identity
+	17, // 10: porin.agent.v1.ApplyPolicyRequest.files:type_name -> porin.agent.v1.ManifestFile
+	19, // 11: porin.agent.v1.DeletePolicyRequest.policies:type_name -> porin.agent.v1.PolicyRef
+	17, // 12: porin.agent.v1.DeletePolicyRequest.files:type_name -> porin.agent.v1.ManifestFile
+	18, // 13: porin.agent.v1.TryPolicyRequest.apply:type_name -> porin.agent.v1.ApplyPolicyRequest
+	20, // 14: porin.agent.v1.TryPolicyRequest.delete:type_name -> porin.agent.v1.DeletePolicyRequest
+	47, // 15: porin.agent.v1.TryPolicyRequest.confirm_within:type_name -> google.protobuf.Duration
+	19, // 16: porin.agent.v1.PolicyTrial.changed:type_name -> porin.agent.v1.PolicyRef
+	46, // 17: porin.agent.v1.PolicyTrial.until:type_name -> google.protobuf.Timestamp
+	47, // 18: porin.agent.v1.PolicyTrial.left:type_name -> google.protobuf.Duration
+	19, // 19: porin.agent.v1.PolicyRevision.changed:type_name -> porin.agent.v1.PolicyRef
+	19, // 20: porin.agent.v1.ListPoliciesRequest.policies:type_name -> porin.agent.v1.PolicyRef
+	19, // 21: porin.agent.v1.Policy.ref:type_name -> porin.agent.v1.PolicyRef
+	26, // 22: porin.agent.v1.ListPoliciesResponse.policies:type_name -> porin.agent.v1.Policy
+	47, // 23: porin.agent.v1.WaitPolicyRequest.timeout:type_name -> google.protobuf.Duration
+	44, // 24: porin.agent.v1.SetConfigRequest.values:type_name -> porin.agent.v1.SetConfigRequest.ValuesEntry
+	45, // 25: porin.agent.v1.Config.values:type_name -> porin.agent.v1.Config.ValuesEntry
+	48, // 26: porin.agent.v1.MonitorResponse.flow:type_name -> flow.Flow
+	42, // 27: porin.agent.v1.MonitorResponse.agent:type_name -> porin.agent.v1.AgentEvent
+	46, // 28: porin.agent.v1.AgentEvent.time:type_name -> google.protobuf.Timestamp
+	2,  // 29: porin.agent.v1.Agent.Status:input_type -> porin.agent.v1.StatusRequest
+	6,  // 30: porin.agent.v1.Agent.ListEndpoints:input_type -> porin.agent.v1.ListEndpointsRequest
+	8,  // 31: porin.agent.v1.Agent.GetEndpoint:input_type -> porin.agent.v1.GetEndpointRequest
+	9,  // 32: porin.agent.v1.Agent.SetEndpointLabels:input_type -> porin.agent.v1.SetEndpointLabelsRequest
+	8,  // 33: porin.agent.v1.Agent.EndpointLog:input_type -> porin.agent.v1.GetEndpointRequest
+	8,  // 34: porin.agent.v1.Agent.EndpointHealth:input_type -> porin.agent.v1.GetEndpointRequest
+	8,  // 35: porin.agent.v1.Agent.DisconnectEndpoint:input_type -> porin.agent.v1.GetEndpointRequest
+	14, // 36: porin.agent.v1.Agent.ListIdentities:input_type -> porin.agent.v1.ListIdentitiesRequest
+	16, // 37: porin.agent.v1.Agent.GetIdentity:input_type -> porin.agent.v1.GetIdentityRequest
+	18, // 38: porin.agent.v1.Agent.ApplyPolicy:input_type -> porin.agent.v1.ApplyPolicyRequest
+	20, // 39: porin.agent.v1.Agent.DeletePolicy:input_type -> porin.agent.v1.DeletePolicyRequest
+	18, // 40: porin.agent.v1.Agent.CheckPolicy:input_type -> porin.agent.v1.ApplyPolicyRequest
+	21, // 41: porin.agent.v1.Agent.TryPolicy:input_type -> porin.agent.v1.TryPolicyRequest
+	23, // 42: porin.agent.v1.Agent.ConfirmPolicy:input_type -> porin.agent.v1.SettlePolicyRequest
+	23, // 43: porin.agent.v1.Agent.RollbackPolicy:input_type -> porin.agent.v1.SettlePolicyRequest
+	25, // 44: porin.agent.v1.Agent.ListPolicies:input_type -> porin.agent.v1.ListPoliciesRequest
+	28, // 45: porin.agent.v1.Agent.WaitPolicy:input_type -> porin.agent.v1.WaitPolicyRequest
+	29, // 46: porin.agent.v1.Agent.ListIPs:input_type -> porin.agent.v1.ListIPsRequest
+	30, // 47: porin.agent.v1.Agent.ListNodes:input_type -> porin.agent.v1.ListNodesRequest
+	31, // 48: porin.agent.v1.Agent.GetConfig:input_type -> porin.agent.v1.GetConfigRequest
+	32, // 49: porin.agent.v1.Agent.SetConfig:input_type -> porin.agent.v1.SetConfigRequest
+	34, // 50: porin.agent.v1.Agent.ListMetrics:input_type -> porin.agent.v1.ListMetricsRequest
+	35, // 51: porin.agent.v1.Agent.ListMap:input_type -> porin.agent.v1.ListMapRequest
+	36, // 52: porin.agent.v1.Agent.FlushMap:input_type -> porin.agent.v1.FlushMapRequest
+	38, // 53: porin.agent.v1.Agent.DumpTable:input_type -> porin.agent.v1.DumpTableRequest
+	40, // 54: porin.agent.v1.Agent.Monitor:input_type -> porin.agent.v1.MonitorRequest
+	3,  // 55: porin.agent.v1.Agent.Status:output_type -> porin.agent.v1.StatusResponse
+	7,  // 56: porin.agent.v1.Agent.ListEndpoints:output_type -> porin.agent.v1.ListEndpointsResponse
+	5,  // 57: porin.agent.v1.Agent.GetEndpoint:output_type -> porin.agent.v1.Endpoint
+	5,  // 58: porin.agent.v1.Agent.SetEndpointLabels:output_type -> porin.agent.v1.Endpoint
+	10, // 59: porin.agent.v1.Agent.EndpointLog:output_type -> porin.agent.v1.EndpointLogResponse
+	12, // 60: porin.agent.v1.Agent.EndpointHealth:output_type -> porin.agent.v1.EndpointHealthResponse
+	5,  // 61: porin.agent.v1.Agent.DisconnectEndpoint:output_type -> porin.agent.v1.Endpoint
+	15, // 62: porin.agent.v1.Agent.ListIdentities:output_type -> porin.agent.v1.ListIdentitiesResponse
+	13, // 63: porin.agent.v1.Agent.GetIdentity:output_type -> porin.agent.v1.Identity
+	24, // 64: porin.agent.v1.Agent.ApplyPolicy:output_type -> porin.agent.v1.PolicyRevision
+	24, // 65: porin.agent.v1.Agent.DeletePolicy:output_type -> porin.agent.v1.PolicyRevision
+	24, // 66: porin.agent.v1.Agent.CheckPolicy:output_type -> porin.agent.v1.PolicyRevision
+	22, // 67: porin.agent.v1.Agent.TryPolicy:output_type -> porin.agent.v1.PolicyTrial
+	24, // 68: porin.agent.v1.Agent.ConfirmPolicy:output_type -> porin.agent.v1.PolicyRevision
+	24, // 69: porin.agent.v1.Agent.RollbackPolicy:output_type -> porin.agent.v1.PolicyRevision
+	27, // 70: porin.agent.v1.Agent.ListPolicies:output_type -> porin.agent.v1.ListPoliciesResponse
+	24, // 71: porin.agent.v1.Agent.WaitPolicy:output_type -> porin.agent.v1.PolicyRevision
+	0,  // 72: porin.agent.v1.Agent.ListIPs:output_type -> porin.agent.v1.Table
+	0,  // 73: porin.agent.v1.Agent.ListNodes:output_type -> porin.agent.v1.Table
+	33, // 74: porin.agent.v1.Agent.GetConfig:output_type -> porin.agent.v1.Config
+	33, // 75: porin.agent.v1.Agent.SetConfig:output_type -> porin.agent.v1.Config
+	0,  // 76: porin.agent.v1.Agent.ListMetrics:output_type -> porin.agent.v1.Table
+	0,  // 77: porin.agent.v1.Agent.ListMap:output_type -> porin.agent.v1.Table
+	37, // 78: porin.agent.v1.Agent.FlushMap:output_type -> porin.agent.v1.FlushMapResponse
+	39, // 79: porin.agent.v1.Agent.DumpTable:output_type -> porin.agent.v1.DumpTableResponse
+	41, // 80: porin.agent.v1.Agent.Monitor:output_type -> porin.agent.v1.MonitorResponse
+	55, // [55:81] is the sub-list for method output_type
+	29, // [29:55] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -2699,7 +2923,7 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
-	file_agent_v1_agent_proto_msgTypes[38].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[41].OneofWrappers = []any{
 		(*MonitorResponse_Flow)(nil),
 		(*MonitorResponse_Lost)(nil),
 		(*MonitorResponse_Agent)(nil),
@@ -2710,7 +2934,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   43,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

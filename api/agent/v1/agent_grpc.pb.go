@@ -33,6 +33,10 @@ const (
 	Agent_GetIdentity_FullMethodName        = "/porin.agent.v1.Agent/GetIdentity"
 	Agent_ApplyPolicy_FullMethodName        = "/porin.agent.v1.Agent/ApplyPolicy"
 	Agent_DeletePolicy_FullMethodName       = "/porin.agent.v1.Agent/DeletePolicy"
+	Agent_CheckPolicy_FullMethodName        = "/porin.agent.v1.Agent/CheckPolicy"
+	Agent_TryPolicy_FullMethodName          = "/porin.agent.v1.Agent/TryPolicy"
+	Agent_ConfirmPolicy_FullMethodName      = "/porin.agent.v1.Agent/ConfirmPolicy"
+	Agent_RollbackPolicy_FullMethodName     = "/porin.agent.v1.Agent/RollbackPolicy"
 	Agent_ListPolicies_FullMethodName       = "/porin.agent.v1.Agent/ListPolicies"
 	Agent_WaitPolicy_FullMethodName         = "/porin.agent.v1.Agent/WaitPolicy"
 	Agent_ListIPs_FullMethodName            = "/porin.agent.v1.Agent/ListIPs"
@@ -65,6 +69,13 @@ type AgentClient interface {
 	// ApplyPolicy validates all documents, then puts them in force as one change; nothing changes on error.
 	ApplyPolicy(ctx context.Context, in *ApplyPolicyRequest, opts ...grpc.CallOption) (*PolicyRevision, error)
 	DeletePolicy(ctx context.Context, in *DeletePolicyRequest, opts ...grpc.CallOption) (*PolicyRevision, error)
+	// CheckPolicy does all of ApplyPolicy but the change: it tells what would change, or why it would be refused.
+	CheckPolicy(ctx context.Context, in *ApplyPolicyRequest, opts ...grpc.CallOption) (*PolicyRevision, error)
+	// TryPolicy applies, or deletes, for a while: unless ConfirmPolicy comes in time the agent takes the change back, also
+	// after a restart. Meanwhile every other change through the API is refused.
+	TryPolicy(ctx context.Context, in *TryPolicyRequest, opts ...grpc.CallOption) (*PolicyTrial, error)
+	ConfirmPolicy(ctx context.Context, in *SettlePolicyRequest, opts ...grpc.CallOption) (*PolicyRevision, error)
+	RollbackPolicy(ctx context.Context, in *SettlePolicyRequest, opts ...grpc.CallOption) (*PolicyRevision, error)
 	ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error)
 	// WaitPolicy returns when every endpoint enforces the revision (0: the newest).
 	WaitPolicy(ctx context.Context, in *WaitPolicyRequest, opts ...grpc.CallOption) (*PolicyRevision, error)
@@ -193,6 +204,46 @@ func (c *agentClient) DeletePolicy(ctx context.Context, in *DeletePolicyRequest,
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PolicyRevision)
 	err := c.cc.Invoke(ctx, Agent_DeletePolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentClient) CheckPolicy(ctx context.Context, in *ApplyPolicyRequest, opts ...grpc.CallOption) (*PolicyRevision, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PolicyRevision)
+	err := c.cc.Invoke(ctx, Agent_CheckPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentClient) TryPolicy(ctx context.Context, in *TryPolicyRequest, opts ...grpc.CallOption) (*PolicyTrial, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PolicyTrial)
+	err := c.cc.Invoke(ctx, Agent_TryPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentClient) ConfirmPolicy(ctx context.Context, in *SettlePolicyRequest, opts ...grpc.CallOption) (*PolicyRevision, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PolicyRevision)
+	err := c.cc.Invoke(ctx, Agent_ConfirmPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentClient) RollbackPolicy(ctx context.Context, in *SettlePolicyRequest, opts ...grpc.CallOption) (*PolicyRevision, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PolicyRevision)
+	err := c.cc.Invoke(ctx, Agent_RollbackPolicy_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -346,6 +397,13 @@ type AgentServer interface {
 	// ApplyPolicy validates all documents, then puts them in force as one change; nothing changes on error.
 	ApplyPolicy(context.Context, *ApplyPolicyRequest) (*PolicyRevision, error)
 	DeletePolicy(context.Context, *DeletePolicyRequest) (*PolicyRevision, error)
+	// CheckPolicy does all of ApplyPolicy but the change: it tells what would change, or why it would be refused.
+	CheckPolicy(context.Context, *ApplyPolicyRequest) (*PolicyRevision, error)
+	// TryPolicy applies, or deletes, for a while: unless ConfirmPolicy comes in time the agent takes the change back, also
+	// after a restart. Meanwhile every other change through the API is refused.
+	TryPolicy(context.Context, *TryPolicyRequest) (*PolicyTrial, error)
+	ConfirmPolicy(context.Context, *SettlePolicyRequest) (*PolicyRevision, error)
+	RollbackPolicy(context.Context, *SettlePolicyRequest) (*PolicyRevision, error)
 	ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error)
 	// WaitPolicy returns when every endpoint enforces the revision (0: the newest).
 	WaitPolicy(context.Context, *WaitPolicyRequest) (*PolicyRevision, error)
@@ -402,6 +460,18 @@ func (UnimplementedAgentServer) ApplyPolicy(context.Context, *ApplyPolicyRequest
 }
 func (UnimplementedAgentServer) DeletePolicy(context.Context, *DeletePolicyRequest) (*PolicyRevision, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeletePolicy not implemented")
+}
+func (UnimplementedAgentServer) CheckPolicy(context.Context, *ApplyPolicyRequest) (*PolicyRevision, error) {
+	return nil, status.Error(codes.Unimplemented, "method CheckPolicy not implemented")
+}
+func (UnimplementedAgentServer) TryPolicy(context.Context, *TryPolicyRequest) (*PolicyTrial, error) {
+	return nil, status.Error(codes.Unimplemented, "method TryPolicy not implemented")
+}
+func (UnimplementedAgentServer) ConfirmPolicy(context.Context, *SettlePolicyRequest) (*PolicyRevision, error) {
+	return nil, status.Error(codes.Unimplemented, "method ConfirmPolicy not implemented")
+}
+func (UnimplementedAgentServer) RollbackPolicy(context.Context, *SettlePolicyRequest) (*PolicyRevision, error) {
+	return nil, status.Error(codes.Unimplemented, "method RollbackPolicy not implemented")
 }
 func (UnimplementedAgentServer) ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListPolicies not implemented")
@@ -655,6 +725,78 @@ func _Agent_DeletePolicy_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Agent_CheckPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ApplyPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).CheckPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_CheckPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).CheckPolicy(ctx, req.(*ApplyPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Agent_TryPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TryPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).TryPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_TryPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).TryPolicy(ctx, req.(*TryPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Agent_ConfirmPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SettlePolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).ConfirmPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_ConfirmPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).ConfirmPolicy(ctx, req.(*SettlePolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Agent_RollbackPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SettlePolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).RollbackPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_RollbackPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).RollbackPolicy(ctx, req.(*SettlePolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Agent_ListPolicies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListPoliciesRequest)
 	if err := dec(in); err != nil {
@@ -889,6 +1031,22 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeletePolicy",
 			Handler:    _Agent_DeletePolicy_Handler,
+		},
+		{
+			MethodName: "CheckPolicy",
+			Handler:    _Agent_CheckPolicy_Handler,
+		},
+		{
+			MethodName: "TryPolicy",
+			Handler:    _Agent_TryPolicy_Handler,
+		},
+		{
+			MethodName: "ConfirmPolicy",
+			Handler:    _Agent_ConfirmPolicy_Handler,
+		},
+		{
+			MethodName: "RollbackPolicy",
+			Handler:    _Agent_RollbackPolicy_Handler,
 		},
 		{
 			MethodName: "ListPolicies",
