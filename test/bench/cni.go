@@ -35,7 +35,7 @@ objects:
 // cni measures the CPU time of an ADD: the plugin's process and what the agent spends meanwhile. Policy selects every
 // workload and is in force when ADD returns.
 func (b *bench) cni(ctx context.Context) (err error) {
-	l, down, err := b.lab(ctx, cniLab)
+	l, down, err := b.lab(ctx, cniLab, "cni", b.binDir)
 	defer func() { err = errors.Join(err, down()) }()
 	if err != nil {
 		return err

@@ -43,6 +43,8 @@ func main() {
 type bench struct {
 	pairs   int // A-B-B-A turns are two pairs
 	binDir  string
+	against string // binaries of another build, whose path is measured too
+	modes   []string
 	dir     string // of namespace files; shared with nodes made later
 	metrics results
 	notes   []string
@@ -62,18 +64,20 @@ type part struct {
 
 func parts() []part {
 	return []part{
-		{"paths", []string{"pod_rr_cpu_vs_veth", "pod_crr_cpu_vs_veth", "pod_stream_cpu_vs_veth"}, (*bench).paths},
+		{"paths", []string{"pod_rr_cpu_vs_veth", "pod_crr_cpu_vs_veth", "pod_stream_cpu_vs_veth", "pod_crr_programs_ns"}, (*bench).paths},
 		{"packets", []string{"established_packet_ns", "first_packet_ns", "policy_lookup_ns", "peer_lookup_ns"}, (*bench).packets},
 		{"cni", []string{"cni_add_cpu_ms", "programs_loaded_per_endpoint"}, (*bench).cni},
 	}
 }
 
 func run(ctx context.Context) (err error) {
-	var names, out, binDir string
+	var names, out, binDir, modes string
 	b := &bench{metrics: results{}}
 	flag.StringVar(&names, "metrics", "", "measure only these, by comma (default: all)")
 	flag.StringVar(&out, "out", "bench/latest.json", "file for the results")
 	flag.StringVar(&binDir, "bin-dir", "bin", "folder of porin-agent and porin-cni")
+	flag.StringVar(&b.against, "against", "", "folder of another build's binaries, whose path is measured in the same turns")
+	flag.StringVar(&modes, "modes", strings.Join(modesOf(), ","), "kinds of traffic on the paths, by comma")
 	flag.IntVar(&b.pairs, "pairs", 20, "pairs of measurements for each ratio, at least 5")
 	flag.Parse()
 	if err := space.RequireRoot("the benchmark"); err != nil {
@@ -82,8 +86,22 @@ func run(ctx context.Context) (err error) {
 	if b.pairs < 5 {
 		return fmt.Errorf("--pairs %d: at least 5, or the median means nothing", b.pairs)
 	}
-	if b.binDir, err = filepath.Abs(binDir); err != nil {
-		return fmt.Errorf("find the binaries: %w", err)
+	for _, dir := range []struct {
+		given string
+		set   *string
+	}{{binDir, &b.binDir}, {b.against, &b.against}} {
+		if dir.given == "" {
+			continue
+		}
+		if *dir.set, err = filepath.Abs(dir.given); err != nil {
+			return fmt.Errorf("find the binaries: %w", err)
+		}
+	}
+	b.modes = strings.Split(modes, ",")
+	for _, m := range b.modes {
+		if !slices.Contains(modesOf(), m) {
+			return fmt.Errorf("--modes: no traffic is called %q; there are %s", m, strings.Join(modesOf(), ", "))
+		}
 	}
 	chosen, err := choose(names)
 	if err != nil {

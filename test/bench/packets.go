@@ -28,7 +28,7 @@ func (b *bench) packets(ctx context.Context) (err error) {
 		b.metrics[m.Name] = metric{Value: m.Min, Unit: "ns", Runs: m.Runs, Min: m.Min, Max: m.Max, Against: "an empty program"}
 		progress("%s: %.0f (%s)", m.Name, m.Min, m.About)
 	}
-	pod, down, err := b.podScene(ctx)
+	pod, down, err := b.podScene(ctx, ours, b.binDir)
 	defer func() { err = errors.Join(err, down()) }()
 	if err != nil {
 		return err
@@ -50,16 +50,12 @@ type node struct {
 
 // openNode takes pod_egress and its maps from what the agent holds: the very objects that packets meet.
 func openNode(agent int) (*node, error) {
-	ids, err := programsOf(agent)
+	ids, err := programIDs(agent)
 	if err != nil {
 		return nil, err
 	}
-	for text := range ids {
-		var id uint32
-		if _, err := fmt.Sscan(text, &id); err != nil {
-			return nil, fmt.Errorf("read program id %q: %w", text, err)
-		}
-		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	for _, id := range ids {
+		prog, err := ebpf.NewProgramFromID(id)
 		if err != nil {
 			return nil, fmt.Errorf("open program %d: %w", id, err)
 		}

@@ -22,6 +22,7 @@ type scene struct {
 	client, server space.Where
 	addr           netip.AddrPort
 	pair           *load.Pair
+	agent          int // process of porin-agent, where there is one
 }
 
 // Operations per measurement: about a tenth of a second each. Many short turns stand a busy machine better than a few
@@ -47,13 +48,15 @@ func (b *bench) paths(ctx context.Context) (err error) {
 		}
 		defer s.pair.Stop()
 	}
-	for _, mode := range []string{load.RR, load.CRR, load.Stream} {
+	for _, mode := range b.modes {
 		if err := b.compare(ctx, scenes, mode); err != nil {
 			return err
 		}
 	}
-	return nil
+	return b.programs(ctx, scenes)
 }
+
+func modesOf() []string { return []string{load.RR, load.CRR, load.Stream} }
 
 // compare measures mode in all scenes in turns and forward and back again, so that a drift of the machine hits all.
 func (b *bench) compare(ctx context.Context, scenes []scene, mode string) error {
@@ -96,6 +99,8 @@ func (b *bench) compare(ctx context.Context, scenes []scene, mode string) error 
 			b.metrics.median(s.name+"_"+mode+"_p50_vs_"+floor, "ratio", "a direct veth pair", ratios(p50[s.name], p50[floor]))
 		}
 		switch s.name {
+		case former:
+			b.metrics.median("pod_"+mode+"_cpu_vs_"+former, "ratio", "another build", ratios(cpu[ours], cpu[former]))
 		case least:
 			b.metrics.median("pod_"+mode+"_cpu_vs_"+least, "ratio", "a program that only redirects", ratios(cpu[ours], cpu[least]))
 		case peer:
@@ -119,6 +124,8 @@ const (
 	ours  = "pod"
 	least = "redirect"
 	peer  = "nft"
+
+	former = "former" // the build of --against
 )
 
 // scenes builds all of them. clean must be called, also after an error.
@@ -131,7 +138,7 @@ func (b *bench) scenes(ctx context.Context) (list []scene, clean func() error, e
 		}
 		return errors.Join(errs...)
 	}
-	pod, down, err := b.podScene(ctx)
+	pod, down, err := b.podScene(ctx, ours, b.binDir)
 	undo = append(undo, down)
 	if err != nil {
 		return nil, clean, err
@@ -158,6 +165,14 @@ func (b *bench) scenes(ctx context.Context) (list []scene, clean func() error, e
 		return nil, clean, err
 	}
 	list = []scene{veth, redirect, pod}
+	if b.against != "" {
+		other, down, err := b.podScene(ctx, former, b.against)
+		undo = append(undo, down)
+		if err != nil {
+			return nil, clean, err
+		}
+		list = append(list, other)
+	}
 	if _, err := exec.LookPath("nft"); err != nil {
 		b.notes = append(b.notes, "host routing with nft conntrack was not measured: nft is not installed (apt-get install nftables)")
 		return list, clean, nil
@@ -308,8 +323,8 @@ checks:
 `
 
 // podScene is porin: the real agent and programs, egress and ingress policy on.
-func (b *bench) podScene(ctx context.Context) (scene, func() error, error) {
-	l, down, err := b.lab(ctx, podLab)
+func (b *bench) podScene(ctx context.Context, name, binDir string) (scene, func() error, error) {
+	l, down, err := b.lab(ctx, podLab, name, binDir)
 	if err != nil {
 		return scene{}, down, err
 	}
@@ -333,7 +348,8 @@ func (b *bench) podScene(ctx context.Context) (scene, func() error, error) {
 	for _, a := range server.Addrs {
 		if a.Is4() {
 			return scene{
-				name: ours, client: onCores(client.Where), server: onCores(server.Where), addr: netip.AddrPortFrom(a, loadPort),
+				name: name, client: onCores(client.Where), server: onCores(server.Where), addr: netip.AddrPortFrom(a, loadPort),
+				agent: node.Agent.PID,
 			}, down, nil
 		}
 	}
@@ -341,9 +357,9 @@ func (b *bench) podScene(ctx context.Context) (scene, func() error, error) {
 }
 
 // lab brings up a lab of one node.
-func (b *bench) lab(ctx context.Context, text string) (*lab.Lab, func() error, error) {
+func (b *bench) lab(ctx context.Context, text, name, binDir string) (*lab.Lab, func() error, error) {
 	none := func() error { return nil }
-	name := fmt.Sprintf("bench-%d", os.Getpid())
+	name = fmt.Sprintf("bench-%d-%s", os.Getpid(), name)
 	file := filepath.Join(b.dir, "lab.yaml")
 	if err := os.WriteFile(file, []byte("name: "+name+text), 0o600); err != nil {
 		return nil, none, fmt.Errorf("write lab file: %w", err)
@@ -352,7 +368,7 @@ func (b *bench) lab(ctx context.Context, text string) (*lab.Lab, func() error, e
 	if err != nil {
 		return nil, none, err
 	}
-	l, err := lab.Up(ctx, spec, lab.Options{BinDir: b.binDir, Stderr: io.Discard}, false)
+	l, err := lab.Up(ctx, spec, lab.Options{BinDir: binDir, Stderr: io.Discard}, false)
 	if err != nil {
 		return nil, none, err
 	}
