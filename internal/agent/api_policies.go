@@ -28,6 +28,25 @@ func (a *api) ApplyPolicy(ctx context.Context, req *agentv1.ApplyPolicyRequest) 
 }
 
 func (a *api) DeletePolicy(ctx context.Context, req *agentv1.DeletePolicyRequest) (*agentv1.PolicyRevision, error) {
+	refs, err := namedPolicies(req)
+	if err != nil {
+		return nil, err
+	}
+	var rev uint64
+	var changed []policy.Ref
+	if req.GetAll() {
+		rev, changed, err = a.policies.DeleteAll(ctx)
+	} else {
+		rev, changed, err = a.policies.Delete(ctx, refs)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return a.revision(rev, changed), nil
+}
+
+// namedPolicies returns the policies that are to be deleted; none for all of them.
+func namedPolicies(req *agentv1.DeletePolicyRequest) ([]policy.Ref, error) {
 	var refs []policy.Ref
 	for _, r := range req.GetPolicies() {
 		refs = append(refs, policy.Ref{Kind: r.GetKind(), Namespace: r.GetNamespace(), Name: r.GetName()})
@@ -39,25 +58,13 @@ func (a *api) DeletePolicy(ctx context.Context, req *agentv1.DeletePolicyRequest
 	for _, p := range ps {
 		refs = append(refs, p.Ref)
 	}
-	var rev uint64
-	var changed []policy.Ref
 	switch {
 	case req.GetAll() && len(refs) > 0:
 		return nil, invalid("delete all policies, or some: not both")
-	case req.GetAll():
-		rev, changed, err = a.policies.DeleteAll(ctx)
-	case len(refs) == 0:
+	case !req.GetAll() && len(refs) == 0:
 		return nil, invalid("no policy is named")
-	default:
-		rev, changed, err = a.policies.Delete(ctx, refs)
 	}
-	if errors.Is(err, errMissing) {
-		return nil, status.Error(codes.NotFound, err.Error())
-	}
-	if err != nil {
-		return nil, err
-	}
-	return a.revision(rev, changed), nil
+	return refs, nil
 }
 
 func (a *api) ListPolicies(_ context.Context, req *agentv1.ListPoliciesRequest) (*agentv1.ListPoliciesResponse, error) {

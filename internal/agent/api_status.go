@@ -54,14 +54,19 @@ func (a *api) Status(context.Context, *agentv1.StatusRequest) (*agentv1.StatusRe
 	}
 	add("ipam", worse(stateDegraded, full), strings.Join(pools, ", "))
 	rules := a.policies.Alarms()
+	waiting := ""
+	if t := a.policies.Trial(); t != nil {
+		resp.Trial = trialMessage(t)
+		waiting = fmt.Sprintf("; revision %d is on trial", t.Revision)
+	}
 	held := a.policies.Held()
 	switch {
 	case held:
 		add("policy", stateFailed, "no policy is in force yet; endpoints keep the rules they have")
 	case len(rules) > 0:
-		add("policy", stateDegraded, fmt.Sprintf("revision %d, %d alarms", a.endpoints.Revision(), len(rules)))
+		add("policy", stateDegraded, fmt.Sprintf("revision %d, %d alarms%s", a.endpoints.Revision(), len(rules), waiting))
 	default:
-		add("policy", stateOK, fmt.Sprintf("revision %d", a.endpoints.Revision()))
+		add("policy", stateOK, fmt.Sprintf("revision %d%s", a.endpoints.Revision(), waiting))
 	}
 	own := a.endpoints.Alarms()
 	add("endpoints", worse(stateDegraded, notReady > 0), fmt.Sprintf("%d, %d of them not ready", len(a.endpoints.List()), notReady))

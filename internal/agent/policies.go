@@ -25,6 +25,8 @@ var (
 	errOwner   = errors.New("another source owns the policy")
 	errHeld    = errors.New("policies are held back")
 	errMissing = errors.New("there is no such policy")
+	errTrial   = errors.New("a change of policies is on trial")
+	errNoTrial = errors.New("it is not on trial")
 )
 
 // policies knows which policies are to be in force and who brought them: the API or a file of the watched folder. A
@@ -53,6 +55,9 @@ type policies struct {
 	broken   error                  // mu: why the watched folder cannot be read
 	saveErr  error                  // mu: why unsaved is not empty
 	beginErr error                  // mu: why the first change has not been made
+	trial    *trial                 // turn and mu: the change that waits to be confirmed
+	lost     string                 // mu: what became of a trial whose record could not be read
+	wake     chan struct{}          // trial is another one
 }
 
 func newPolicies(log *slog.Logger, dir, folder string, to enforcer) *policies {
@@ -60,6 +65,7 @@ func newPolicies(log *slog.Logger, dir, folder string, to enforcer) *policies {
 		log: log, to: to, saved: savedPolicies{dir}, folder: folder,
 		told: func(string, time.Duration, []policy.Ref, uint64, error) {},
 		want: map[policy.Ref]owned{}, bad: map[string]error{}, unsaved: map[policy.Ref]bool{}, files: map[string]watchedFile{},
+		wake: make(chan struct{}, 1),
 	}
 }
 
@@ -83,6 +89,9 @@ func (p *policies) Restore(ctx context.Context) error {
 	for name, err := range bad {
 		p.log.Error("saved policy is of no use; endpoints keep the rules they have until it is applied again or deleted", "file", name, "err", err)
 	}
+	if err := p.resume(); err != nil {
+		return fmt.Errorf("change on trial: %w", err)
+	}
 	if err := p.scan(ctx); err != nil {
 		p.log.Warn("watched folder", "err", err) // its policies are those saved
 	}
@@ -104,8 +113,11 @@ func (p *policies) begin(ctx context.Context) {
 	p.beginErr = err
 }
 
-// Run follows the watched folder and repeats what could not be saved, until ctx ends.
+// Run follows the watched folder, takes back what is not confirmed and repeats what could not be saved, until ctx ends.
 func (p *policies) Run(ctx context.Context) error {
+	var trials sync.WaitGroup
+	trials.Go(func() { p.watchTrial(ctx) })
+	defer trials.Wait()
 	news, stop := p.watch(ctx)
 	defer stop()
 	again := time.NewTicker(rescan)
@@ -147,33 +159,35 @@ func (p *policies) Apply(ctx context.Context, put []*policy.Policy) (revision ui
 
 // Delete takes policies of the API out of force. One that is not there is an error, unless its saved file is bad.
 func (p *policies) Delete(ctx context.Context, del []policy.Ref) (revision uint64, changed []policy.Ref, err error) {
+	if err := p.thereAre(del); err != nil {
+		return 0, nil, err
+	}
+	return p.change(ctx, sourceAPI, nil, del)
+}
+
+// thereAre refuses names of policies that do not exist.
+func (p *policies) thereAre(refs []policy.Ref) error {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	var errs []error
-	for _, r := range del {
+	for _, r := range refs {
 		_, there := p.want[r]
 		if _, bad := p.bad[p.saved.name(r)]; !there && !bad {
 			errs = append(errs, fmt.Errorf("delete %s: %w", r, errMissing))
 		}
 	}
-	p.mu.Unlock()
-	if len(errs) > 0 {
-		return 0, nil, errors.Join(errs...)
-	}
-	return p.change(ctx, sourceAPI, nil, del)
+	return errors.Join(errs...)
 }
 
 // DeleteAll takes every policy of the API out of force, those that cannot be read too.
 func (p *policies) DeleteAll(ctx context.Context) (revision uint64, changed []policy.Ref, err error) {
-	p.mu.Lock()
-	var del []policy.Ref
-	for r, o := range p.want {
-		if o.source == sourceAPI {
-			del = append(del, r)
-		}
+	if err := p.onTrial(); err != nil {
+		return 0, nil, err
 	}
+	del := p.ofAPI()
+	p.mu.Lock()
 	bad := slices.Collect(maps.Keys(p.bad))
 	p.mu.Unlock()
-	slices.SortFunc(del, compareRefs)
 	for _, name := range bad {
 		if err := p.dropBad(name); err != nil {
 			return 0, nil, err
@@ -182,10 +196,33 @@ func (p *policies) DeleteAll(ctx context.Context) (revision uint64, changed []po
 	return p.change(ctx, sourceAPI, nil, del)
 }
 
+// ofAPI lists the policies of the API.
+func (p *policies) ofAPI() (out []policy.Ref) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for r, o := range p.want {
+		if o.source == sourceAPI {
+			out = append(out, r)
+		}
+	}
+	slices.SortFunc(out, compareRefs)
+	return out
+}
+
 // change is the only way to other policies. source says on whose behalf; for a watched file its path.
 func (p *policies) change(ctx context.Context, source string, put []owned, del []policy.Ref) (revision uint64, changed []policy.Ref, err error) {
 	p.turn.Lock()
 	defer p.turn.Unlock()
+	if source == sourceAPI && len(put)+len(del) > 0 {
+		if err := p.onTrial(); err != nil {
+			return 0, nil, err
+		}
+	}
+	return p.changeNow(ctx, source, put, del)
+}
+
+// changeNow is change for a caller that has the turn.
+func (p *policies) changeNow(ctx context.Context, source string, put []owned, del []policy.Ref) (revision uint64, changed []policy.Ref, err error) {
 	began := time.Now()
 	put, del, err = p.difference(source, put, del)
 	if err != nil {
@@ -251,6 +288,9 @@ func (p *policies) difference(source string, put []owned, del []policy.Ref) ([]o
 	}
 	var news []owned
 	for _, o := range put {
+		if source != sourceAPI && p.trial.touches(o.Ref) {
+			errs = append(errs, fmt.Errorf("%s: %w", o.Ref, errTrial))
+		}
 		old, ok := p.want[o.Ref]
 		if ok && old.source != o.source && !slices.Contains(del, o.Ref) {
 			refuse(old)
@@ -366,6 +406,11 @@ func (p *policies) Alarms() (out []string) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	for _, text := range []string{p.trial.alarm(), p.lost} {
+		if text != "" {
+			out = append(out, text)
+		}
+	}
 	if !held && !p.begun && p.beginErr != nil {
 		out = append(out, fmt.Sprintf("saved policies are not in force: %v; endpoints keep the rules they have", p.beginErr))
 	}

@@ -21,11 +21,15 @@ type fakeEnforcer struct {
 	rev     uint64
 	inForce map[policy.Ref]*policy.Policy
 	fail    error
+	during  func() // called in the middle of a change
 }
 
 func (f *fakeEnforcer) ApplyPolicies(_ context.Context, put []*policy.Policy, del []policy.Ref) (uint64, error) {
 	if f.fail != nil {
 		return 0, f.fail
+	}
+	if f.during != nil {
+		f.during()
 	}
 	for _, r := range del {
 		delete(f.inForce, r)

@@ -103,19 +103,26 @@ func (s savedPolicies) read(name string) (owned, error) {
 	if sum := sha256.Sum256(text); hex.EncodeToString(sum[:]) != head.Sum {
 		return owned{}, errors.New("it was cut off or edited")
 	}
-	p, err := parseOne(head.File, text)
+	p, err := parseAt(head.File, head.Line, text)
 	if err != nil {
 		return owned{}, err
-	}
-	if pad := head.Line - p.Line; pad > 0 && pad < maxLine {
-		if p, err = parseOne(head.File, append(bytes.Repeat([]byte("\n"), pad), text...)); err != nil {
-			return owned{}, err
-		}
 	}
 	if s.name(p.Ref) != name {
 		return owned{}, fmt.Errorf("it holds %s, whose file is %s", p.Ref, s.name(p.Ref))
 	}
 	return owned{p, head.Source}, nil
+}
+
+// parseAt reads a policy as if it stood in this line of the file from which it came.
+func parseAt(file string, line int, text []byte) (*policy.Policy, error) {
+	p, err := parseOne(file, text)
+	if err != nil {
+		return nil, err
+	}
+	if pad := line - p.Line; pad > 0 && pad < maxLine {
+		return parseOne(file, append(bytes.Repeat([]byte("\n"), pad), text...))
+	}
+	return p, nil
 }
 
 func parseOne(file string, text []byte) (*policy.Policy, error) {
