@@ -109,6 +109,8 @@ func (h *house) write(name, text string) {
 
 func (h *house) want(names string) {
 	h.t.Helper()
+	h.turn.Lock() // of what runs beside the test
+	defer h.turn.Unlock()
 	if got := h.kernel.names(); got != names {
 		h.t.Errorf("in force: %q, want %q", got, names)
 	}
