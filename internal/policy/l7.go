@@ -2,6 +2,13 @@ package policy
 
 import "regexp"
 
+// Families of rules that have fields of their own.
+const (
+	ParserHTTP  = "http"
+	ParserKafka = "kafka"
+	ParserDNS   = "dns"
+)
+
 // L7 is what one element of toPorts says about the contents of the connections that it allows: rules of one family, of
 // which any may allow a request, and demands on TLS. Without rules it allows every request, still through the proxy.
 type L7 struct {
@@ -14,7 +21,15 @@ type L7 struct {
 	ServerNames    []string // SNI: names or patterns
 	TerminatingTLS *TLSContext
 	OriginatingTLS *TLSContext
-	Listener       string // name of another proxy's listener
+
+	Listener         string // name of another proxy's listener
+	ListenerOf       ListenerConfig
+	ListenerPriority int // 0: not said, else 1..100, lower first
+}
+
+// ListenerConfig names the object that describes a listener.
+type ListenerConfig struct {
+	Kind, Name string
 }
 
 // HTTPRule allows the requests that satisfy all of its fields; an empty one allows every request.

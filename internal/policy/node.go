@@ -16,6 +16,14 @@ const (
 	maxDepth = 32       // of nesting in one document
 	maxNodes = 2 << 20  // per file, aliases counted each time they are used
 	maxErrs  = 20       // reported per file
+
+	maxPriority   = 1<<31 - 1
+	maxLabels     = 1000    // of one object
+	maxEntryPorts = 8192    // of one entry, over all its lists
+	maxText       = 1024    // bytes of a name or value that nothing else bounds
+	maxRegex      = 8 << 10 // bytes
+	maxRegexSize  = 10000   // instructions that one regular expression may compile to
+	maxRegexSizes = 1 << 20 // all of a file together
 )
 
 // FieldError is a mistake at one place of a document.
@@ -38,6 +46,7 @@ type reader struct {
 	file  string
 	first int // line before the document's first line
 	nodes int // read so far, over all documents
+	regex int // instructions that the regular expressions read so far compile to
 	errs  []error
 }
 
@@ -122,6 +131,7 @@ func (r *reader) expand(n *yaml.Node, depth int) (*yaml.Node, error) {
 		n = n.Alias
 	}
 	out := *n
+	out.Anchor, out.HeadComment, out.LineComment, out.FootComment = "", "", "", ""
 	out.Content = make([]*yaml.Node, len(n.Content))
 	for i, c := range n.Content {
 		e, err := r.expand(c, depth+1)
@@ -200,16 +210,16 @@ func (o *object) skip(names ...string) {
 	}
 }
 
-// refuse says of fields that are part of the language but not of porin that they are not supported yet.
-func (o *object) refuse(names ...string) {
-	for _, name := range names {
-		if f, ok := o.fields[name]; ok {
-			f.taken = true
-			o.fields[name] = f
-			o.r.fail(f.key, f.val.path, "not supported yet; the whole document is refused, since a policy without this field would mean something else")
-		}
+// refuse says of a field that is part of the language why it cannot stand here.
+func (o *object) refuse(name, why string) {
+	if f, ok := o.fields[name]; ok {
+		o.skip(name)
+		o.r.fail(f.key, f.val.path, "%s", why)
 	}
 }
+
+// rest takes what nobody took: an object of which only a part matters.
+func (o *object) rest() { o.skip(o.order...) }
 
 // done reports the fields that nobody took.
 func (o *object) done() {
@@ -304,3 +314,63 @@ func printable(s string) string {
 }
 
 func (r *reader) err() error { return errors.Join(r.errs...) }
+
+// items returns the objects of a list of objects. They may leave out what the list says for all.
+func (r *reader) items(v value) (items []value, ok bool) {
+	field := func(n *yaml.Node, name string) *yaml.Node {
+		if n.Kind == yaml.MappingNode {
+			for i := 0; i+1 < len(n.Content); i += 2 {
+				if n.Content[i].Value == name {
+					return n.Content[i+1]
+				}
+			}
+		}
+		return &yaml.Node{}
+	}
+	kind, version := field(v.Node, "kind").Value, field(v.Node, "apiVersion").Value
+	base, isList := strings.CutSuffix(kind, "List")
+	if _, known := kindOf(base); !isList || base != "" && !known {
+		return nil, false
+	}
+	o, ok := r.object(v)
+	if !ok {
+		return nil, true
+	}
+	o.skip("apiVersion", "kind", "metadata")
+	if base == "" && version != "v1" {
+		r.fail(field(v.Node, "apiVersion"), v.at("apiVersion"), "%.60q is not supported for a List; use v1", version)
+	}
+	list, ok := o.take("items")
+	if !ok {
+		r.fail(v.Node, v.at("items"), "missing")
+		return nil, true
+	}
+	items, _ = r.list(list)
+	if len(items) > maxDocs {
+		r.fail(list.Node, list.path, "%d items; at most %d are read, split the list", len(items), maxDocs)
+		return nil, true
+	}
+	o.done()
+	for _, item := range items {
+		if item.Kind != yaml.MappingNode || base == "" {
+			continue
+		}
+		for _, add := range [][2]string{{"kind", base}, {"apiVersion", version}} {
+			if field(item.Node, add[0]).Kind == 0 {
+				k := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: add[0], Line: item.Line}
+				val := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: add[1], Line: item.Line}
+				item.Content = append([]*yaml.Node{k, val}, item.Content...)
+			}
+		}
+	}
+	return items, true
+}
+
+// print writes an item of a list as a document of its own.
+func (r *reader) print(v value) string {
+	b, err := yaml.Marshal(v.Node)
+	if err != nil {
+		r.fail(v.Node, v.path, "cannot be written as a document of its own: %v", err)
+	}
+	return string(b)
+}

@@ -3,14 +3,15 @@ package policy
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 
 	"porin/internal/labels"
 )
 
-// Parse reads the policies of a file: YAML or JSON, any number of documents. It is strict: an unknown field, a field
-// that porin does not support yet, or a value that makes no sense refuses the whole file, since a policy of which a
-// part is ignored would allow what its author forbade. Mistakes are FieldErrors, joined.
+// Parse reads the documents of a file: YAML or JSON, any number of documents, lists of them too. It is strict: an
+// unknown field, a field that porin cannot make sense of, or a value that makes no sense refuses the whole file, since
+// a policy of which a part is ignored would allow what its author forbade. Mistakes are FieldErrors, joined.
 func Parse(file string, data []byte) ([]*Policy, error) {
 	r := &reader{file: file}
 	if len(data) > maxFile {
@@ -22,22 +23,32 @@ func Parse(file string, data []byte) ([]*Policy, error) {
 	}
 	var out []*Policy
 	seen := map[Ref]int{}
+	add := func(v value, p *Policy) {
+		if line, twice := seen[p.Ref]; twice {
+			r.fail(v.Node, v.at("metadata.name"), "%s is already in line %d of this file", p.Ref, line)
+		}
+		seen[p.Ref] = p.Line
+		out = append(out, p)
+	}
 	for i, text := range docs {
 		r.first = before[i]
 		v, ok := r.document(text)
 		if !ok {
 			continue
 		}
-		p := r.policy(v)
-		if p == nil {
+		if items, list := r.items(v); list {
+			for _, item := range items {
+				if p := r.policy(item); p != nil {
+					p.YAML = r.print(item)
+					add(item, p)
+				}
+			}
 			continue
 		}
-		p.YAML = strings.TrimSpace(string(bytes.TrimPrefix(text, []byte("---")))) + "\n"
-		if line, twice := seen[p.Ref]; twice {
-			r.fail(v.Node, "metadata.name", "%s is already in line %d of this file", p.Ref, line)
+		if p := r.policy(v); p != nil {
+			p.YAML = strings.TrimSpace(string(bytes.TrimPrefix(text, []byte("---")))) + "\n"
+			add(v, p)
 		}
-		seen[p.Ref] = p.Line
-		out = append(out, p)
 	}
 	if err := r.err(); err != nil {
 		return nil, err
@@ -60,6 +71,31 @@ func isLabel(s string) bool {
 	return s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == "" && s[0] != '-' && s[len(s)-1] != '-'
 }
 
+// docKind is a kind of documents.
+type docKind struct {
+	name       string
+	versions   []string // the first one is the one to write
+	namespaced bool
+	labeled    bool // the rules of others go by its labels
+	read       func(*reader, *object, *Policy)
+}
+
+func docKinds() []docKind {
+	return []docKind{
+		{KindNetworkPolicy, []string{"cilium.io/v2"}, true, false, (*reader).ciliumPolicy},
+		{KindClusterwideNetworkPolicy, []string{"cilium.io/v2"}, false, false, (*reader).ciliumPolicy},
+	}
+}
+
+func kindOf(name string) (docKind, bool) {
+	list := docKinds()
+	i := slices.IndexFunc(list, func(k docKind) bool { return k.name == name })
+	if i < 0 {
+		return docKind{}, false
+	}
+	return list[i], true
+}
+
 // policy reads one document.
 func (r *reader) policy(v value) *Policy {
 	errs := len(r.errs)
@@ -68,47 +104,32 @@ func (r *reader) policy(v value) *Policy {
 		return nil
 	}
 	p := &Policy{File: r.file, Line: r.line(v.Node)}
-	if version, ok := o.take("apiVersion"); !ok {
-		r.fail(v.Node, "apiVersion", "missing; write cilium.io/v2")
-	} else if s, ok := r.text(version); ok && s != "cilium.io/v2" {
-		r.fail(version.Node, "apiVersion", "%q is not supported; use cilium.io/v2", s)
-		return nil
-	}
+	version, versioned := o.take("apiVersion")
 	kind, ok := o.take("kind")
 	if !ok {
-		r.fail(v.Node, "kind", "missing; write %s or %s", KindNetworkPolicy, KindClusterwideNetworkPolicy)
+		r.fail(v.Node, v.at("kind"), "missing; write %s, for instance", KindNetworkPolicy)
 		return nil
 	}
 	if p.Kind, ok = r.text(kind); !ok {
 		return nil
 	}
-	if p.Kind != KindNetworkPolicy && p.Kind != KindClusterwideNetworkPolicy {
-		r.fail(kind.Node, "kind", "%q is not supported; use %s or %s", p.Kind, KindNetworkPolicy, KindClusterwideNetworkPolicy)
+	k, known := kindOf(p.Kind)
+	if !known {
+		r.unknownKind(kind, p.Kind)
 		return nil
 	}
-	if meta, ok := o.take("metadata"); !ok {
-		r.fail(v.Node, "metadata", "missing; a policy needs a name")
-	} else {
-		r.metadata(meta, p)
+	if !versioned {
+		r.fail(v.Node, v.at("apiVersion"), "missing; write %s", k.versions[0])
+	} else if s, ok := r.text(version); ok && !slices.Contains(k.versions, s) {
+		r.fail(version.Node, version.path, "%.60q is not supported for a %s; use %s", s, p.Kind, strings.Join(k.versions, " or "))
+		return nil
 	}
-	o.skip("status")
-	spec, one := o.take("spec")
-	specs, many := o.take("specs")
-	if one {
-		r.rule(spec, p, -1)
+	if meta, ok := o.take("metadata"); ok {
+		r.metadata(meta, p, k)
+	} else if _, null := o.fields["metadata"]; !null {
+		r.fail(v.Node, v.at("metadata"), "missing; a document needs a name")
 	}
-	if many {
-		list, ok := r.list(specs)
-		if ok && len(list) == 0 && !one {
-			r.fail(specs.Node, specs.path, "the list is empty; a policy needs at least one spec")
-		}
-		for i, s := range list {
-			r.rule(s, p, i)
-		}
-	}
-	if !one && !many {
-		r.fail(v.Node, "spec", "missing; write spec or specs")
-	}
+	k.read(r, o, p)
 	o.done()
 	if len(r.errs) > errs {
 		return nil
@@ -116,14 +137,28 @@ func (r *reader) policy(v value) *Policy {
 	return p
 }
 
+// unknownKind tells what to write instead.
+func (r *reader) unknownKind(v value, kind string) {
+	switch kind {
+	case "AdminNetworkPolicy", "BaselineAdminNetworkPolicy":
+		r.fail(v.Node, v.path, "%q is not supported; write a %s (policy.networking.k8s.io/v1alpha2) of tier Admin or Baseline", kind, "ClusterNetworkPolicy")
+		return
+	}
+	var names []string
+	for _, k := range docKinds() {
+		names = append(names, k.name)
+	}
+	r.fail(v.Node, v.path, "%.60q is not supported; use one of %s", kind, strings.Join(names, ", "))
+}
+
 // metadata reads the name. What else Kubernetes keeps there says nothing about verdicts.
-func (r *reader) metadata(v value, p *Policy) {
+func (r *reader) metadata(v value, p *Policy, k docKind) {
 	o, ok := r.object(v)
 	if !ok {
 		return
 	}
 	if name, ok := o.take("name"); !ok {
-		r.fail(v.Node, v.at("name"), "missing; a policy needs a name")
+		r.fail(v.Node, v.at("name"), "missing; a document needs a name")
 	} else if s, ok := r.text(name); ok {
 		p.Name = s
 		if !isName(s) {
@@ -132,129 +167,52 @@ func (r *reader) metadata(v value, p *Policy) {
 	}
 	namespace, given := o.take("namespace")
 	switch {
-	case given && p.Kind == KindClusterwideNetworkPolicy:
-		r.fail(namespace.Node, namespace.path, "a %s has no namespace; take it out or use %s", p.Kind, KindNetworkPolicy)
-	case given:
-		s, ok := r.text(namespace)
-		p.Namespace = s
-		if ok && (len(s) > 63 || !isLabel(s)) {
-			r.fail(namespace.Node, namespace.path, "%.80q is no RFC 1123 label; use lower-case letters, digits and '-', at most 63", s)
+	case given && !k.namespaced:
+		instead := ""
+		if p.Kind == KindClusterwideNetworkPolicy {
+			instead = " or use " + KindNetworkPolicy
 		}
-	case p.Kind == KindNetworkPolicy:
+		r.fail(namespace.Node, namespace.path, "a %s has no namespace; take it out%s", p.Kind, instead)
+	case given:
+		p.Namespace, _ = r.namespace(namespace)
+	case k.namespaced:
 		p.Namespace = "default"
+	}
+	if k.labeled {
+		r.documentLabels(o, p)
 	}
 	o.skip("labels", "annotations", "uid", "resourceVersion", "generation", "creationTimestamp", "managedFields",
 		"ownerReferences", "finalizers", "selfLink", "generateName", "deletionTimestamp", "deletionGracePeriodSeconds")
 	o.done()
 }
 
-// rule reads one spec.
-func (r *reader) rule(v value, p *Policy, spec int) {
-	o, ok := r.object(v)
-	if !ok {
-		return
+// namespace reads the name of a namespace.
+func (r *reader) namespace(v value) (string, bool) {
+	s, ok := r.text(v)
+	if ok && (len(s) > 63 || !isLabel(s)) {
+		r.fail(v.Node, v.path, "%.80q is no RFC 1123 label; use lower-case letters, digits and '-', at most 63", s)
+		return "", false
 	}
-	rule := &Rule{Spec: spec, Line: r.line(v.Node), Tier: TierNormal}
-	o.refuse("nodeSelector")
-	if s, ok := o.take("endpointSelector"); ok {
-		rule.Subject, _ = r.selector(s)
-		r.checkSubject(s, p, rule.Subject)
-	} else if _, bad := o.fields["endpointSelector"]; !bad {
-		r.fail(v.Node, v.at("endpointSelector"), "missing; write {} to select every pod%s", map[bool]string{true: " of the namespace"}[p.Namespace != ""])
-	}
-	sections := 0
-	for _, part := range []struct {
-		name   string
-		prefix string
-		deny   bool
-		list   *[]*Entry
-	}{
-		{"ingress", "from", false, &rule.Ingress.Allow},
-		{"ingressDeny", "from", true, &rule.Ingress.Deny},
-		{"egress", "to", false, &rule.Egress.Allow},
-		{"egressDeny", "to", true, &rule.Egress.Deny},
-	} {
-		s, ok := o.take(part.name)
-		if !ok {
-			continue
-		}
-		sections++
-		list, ok := r.list(s)
-		if !ok {
-			continue
-		}
-		*part.list = make([]*Entry, 0, len(list))
-		for _, e := range list {
-			*part.list = append(*part.list, r.entry(e, part.prefix, part.deny, p))
-		}
-	}
-	if sections == 0 {
-		r.fail(v.Node, v.path, "says nothing; write at least one of ingress, egress, ingressDeny and egressDeny ([] denies all)")
-	}
-	r.defaultDeny(o, rule)
-	r.describe(o, rule)
-	o.done()
-	p.Rules = append(p.Rules, rule)
+	return s, ok
 }
 
-func (r *reader) defaultDeny(o *object, rule *Rule) {
-	v, ok := o.take("enableDefaultDeny")
+// documentLabels reads metadata.labels.
+func (r *reader) documentLabels(meta *object, p *Policy) {
+	v, ok := meta.take("labels")
 	if !ok {
 		return
 	}
-	d, ok := r.object(v)
+	reqs, ok := r.matchLabels(v, plainKey)
 	if !ok {
 		return
 	}
-	for i, section := range []*Section{&rule.Ingress, &rule.Egress} {
-		if b, ok := d.take([]string{"ingress", "egress"}[i]); ok {
-			if on, ok := r.boolean(b); ok {
-				section.DefaultDeny = &on
-			}
-		}
-	}
-	d.done()
-}
-
-// describe reads what a rule says about itself.
-func (r *reader) describe(o *object, rule *Rule) {
-	if v, ok := o.take("description"); ok {
-		one := *v.Node // a description may have several lines; it is kept as one
-		one.Value = strings.Join(strings.Fields(one.Value), " ")
-		rule.Description, _ = r.text(value{&one, v.path})
-	}
-	if v, ok := o.take("log"); ok {
-		if l, ok := r.object(v); ok {
-			if s, ok := l.take("value"); ok {
-				if rule.Log, _ = r.text(s); len(rule.Log) > 32 {
-					r.fail(s.Node, s.path, "longer than 32 bytes")
-				}
-			}
-			l.done()
-		}
-	}
-	v, ok := o.take("labels")
-	if !ok {
+	if len(reqs) > maxLabels {
+		r.fail(v.Node, v.path, "%d labels; at most %d are read", len(reqs), maxLabels)
 		return
 	}
-	list, _ := r.list(v)
 	var ls []labels.Label
-	for _, e := range list {
-		lo, ok := r.object(e)
-		if !ok {
-			continue
-		}
-		l := labels.Label{Source: labels.SourceUnspec}
-		for i, to := range []*string{&l.Key, &l.Value, &l.Source} {
-			if s, ok := lo.take([]string{"key", "value", "source"}[i]); ok {
-				*to, _ = r.text(s)
-			}
-		}
-		if l.Key == "" {
-			r.fail(e.Node, e.at("key"), "missing")
-		}
-		lo.done()
-		ls = append(ls, l)
+	for _, q := range reqs {
+		ls = append(ls, labels.Label{Source: labels.SourceK8s, Key: q.Key, Value: q.Values[0]})
 	}
-	rule.Labels = labels.New(ls...)
+	p.Labels = labels.New(ls...)
 }

@@ -17,20 +17,23 @@ type yamlPolicy struct {
 	APIVersion string      `yaml:"apiVersion"`
 	Kind       string      `yaml:"kind"`
 	Metadata   yamlMeta    `yaml:"metadata"`
-	Spec       *yamlRule   `yaml:"spec,omitempty"`
+	Spec       any         `yaml:"spec,omitempty"`
 	Specs      []*yamlRule `yaml:"specs,omitempty"`
 }
 
 type yamlMeta struct {
-	Name      string `yaml:"name"`
-	Namespace string `yaml:"namespace,omitempty"`
+	Name      string            `yaml:"name"`
+	Namespace string            `yaml:"namespace,omitempty"`
+	Labels    map[string]string `yaml:"labels,omitempty"`
 }
 
 type yamlRule struct {
 	Description string           `yaml:"description,omitempty"`
 	Labels      []yamlLabel      `yaml:"labels,omitempty"`
 	Log         *yamlLog         `yaml:"log,omitempty"`
-	Subject     yamlSelector     `yaml:"endpointSelector"`
+	Porin       *yamlPlace       `yaml:"porin,omitempty"`
+	Subject     *yamlSelector    `yaml:"endpointSelector,omitempty"`
+	Nodes       *yamlSelector    `yaml:"nodeSelector,omitempty"`
 	DefaultDeny *yamlDefaultDeny `yaml:"enableDefaultDeny,omitempty"`
 	Ingress     *[]yamlEntry     `yaml:"ingress,omitempty"`
 	IngressDeny *[]yamlEntry     `yaml:"ingressDeny,omitempty"`
@@ -48,6 +51,12 @@ type yamlLog struct {
 	Value string `yaml:"value"`
 }
 
+type yamlPlace struct {
+	Tier     string `yaml:"tier,omitempty"`
+	Priority uint32 `yaml:"priority,omitempty"`
+	Audit    bool   `yaml:"audit,omitempty"`
+}
+
 type yamlDefaultDeny struct {
 	Ingress *bool `yaml:"ingress,omitempty"`
 	Egress  *bool `yaml:"egress,omitempty"`
@@ -63,26 +72,43 @@ type yamlExpression struct {
 	Values   []string `yaml:"values,omitempty"`
 }
 
-type yamlEntry struct {
-	FromEndpoints *[]yamlSelector `yaml:"fromEndpoints,omitempty"`
-	FromEntities  *[]string       `yaml:"fromEntities,omitempty"`
-	FromCIDR      *[]netip.Prefix `yaml:"fromCIDR,omitempty"`
-	FromCIDRSet   *[]yamlCIDR     `yaml:"fromCIDRSet,omitempty"`
-	ToEndpoints   *[]yamlSelector `yaml:"toEndpoints,omitempty"`
-	ToEntities    *[]string       `yaml:"toEntities,omitempty"`
-	ToCIDR        *[]netip.Prefix `yaml:"toCIDR,omitempty"`
-	ToCIDRSet     *[]yamlCIDR     `yaml:"toCIDRSet,omitempty"`
-	ToPorts       []yamlPorts     `yaml:"toPorts,omitempty"`
-	ICMPs         []yamlICMP      `yaml:"icmps,omitempty"`
-}
+// yamlEntry is fields by name: from... on ingress, to... on egress.
+type yamlEntry map[string]any
 
 type yamlCIDR struct {
-	CIDR   netip.Prefix   `yaml:"cidr"`
-	Except []netip.Prefix `yaml:"except,omitempty"`
+	CIDR     *netip.Prefix  `yaml:"cidr,omitempty"`
+	Group    string         `yaml:"cidrGroupRef,omitempty"`
+	Selector *yamlSelector  `yaml:"cidrGroupSelector,omitempty"`
+	Except   []netip.Prefix `yaml:"except,omitempty"`
+}
+
+type yamlService struct {
+	Named    *yamlNamedService    `yaml:"k8sService,omitempty"`
+	Selector *yamlServiceSelector `yaml:"k8sServiceSelector,omitempty"`
+}
+
+type yamlNamedService struct {
+	Name      string `yaml:"serviceName"`
+	Namespace string `yaml:"namespace"`
+}
+
+type yamlServiceSelector struct {
+	Selector  yamlSelector `yaml:"selector"`
+	Namespace string       `yaml:"namespace,omitempty"`
+}
+
+type yamlFQDN struct {
+	Name    string `yaml:"matchName,omitempty"`
+	Pattern string `yaml:"matchPattern,omitempty"`
 }
 
 type yamlPorts struct {
-	Ports []yamlPort `yaml:"ports"`
+	Ports          []yamlPort    `yaml:"ports"`
+	Rules          yamlEntry     `yaml:"rules,omitempty"`
+	ServerNames    []string      `yaml:"serverNames,omitempty"`
+	TerminatingTLS *yamlTLS      `yaml:"terminatingTLS,omitempty"`
+	OriginatingTLS *yamlTLS      `yaml:"originatingTLS,omitempty"`
+	Listener       *yamlListener `yaml:"listener,omitempty"`
 }
 
 type yamlPort struct {
@@ -102,7 +128,11 @@ type yamlField struct {
 
 // Marshal writes p as a document that Parse reads back to the same rules. The text as it was written is p.YAML.
 func (p *Policy) Marshal() ([]byte, error) {
-	doc := yamlPolicy{APIVersion: "cilium.io/v2", Kind: p.Kind, Metadata: yamlMeta{p.Name, p.Namespace}}
+	kind, ok := kindOf(p.Kind)
+	if !ok {
+		return nil, fmt.Errorf("print %s: the kind is unknown", p.Ref)
+	}
+	doc := yamlPolicy{APIVersion: kind.versions[0], Kind: p.Kind, Metadata: yamlMeta{Name: p.Name, Namespace: p.Namespace}}
 	for _, r := range p.Rules {
 		y := marshalRule(r)
 		if r.Spec < 0 {
@@ -122,9 +152,15 @@ func (p *Policy) Marshal() ([]byte, error) {
 
 func marshalRule(r *Rule) *yamlRule {
 	y := &yamlRule{
-		Description: r.Description, Subject: marshalSelector(r.Subject),
-		Ingress: marshalEntries(r.Ingress.Allow, true), IngressDeny: marshalEntries(r.Ingress.Deny, true),
+		Description: r.Description,
+		Ingress:     marshalEntries(r.Ingress.Allow, true), IngressDeny: marshalEntries(r.Ingress.Deny, true),
 		Egress: marshalEntries(r.Egress.Allow, false), EgressDeny: marshalEntries(r.Egress.Deny, false),
+	}
+	subject := marshalSelector(r.Subject)
+	if r.Nodes {
+		y.Nodes = &subject
+	} else {
+		y.Subject = &subject
 	}
 	for _, l := range r.Labels {
 		y.Labels = append(y.Labels, yamlLabel(l))
@@ -132,14 +168,28 @@ func marshalRule(r *Rule) *yamlRule {
 	if r.Log != "" {
 		y.Log = &yamlLog{r.Log}
 	}
+	if r.Tier != TierNormal || r.Priority != 0 || r.Audit {
+		y.Porin = &yamlPlace{tierName(r.Tier), r.Priority, r.Audit}
+	}
 	if r.Ingress.DefaultDeny != nil || r.Egress.DefaultDeny != nil {
 		y.DefaultDeny = &yamlDefaultDeny{r.Ingress.DefaultDeny, r.Egress.DefaultDeny}
 	}
 	return y
 }
 
-func marshalSelector(s labels.Selector) (y yamlSelector) {
-	for _, q := range s.Requirements() {
+func tierName(t Tier) string {
+	for name, tier := range tierNames() {
+		if tier == t {
+			return name
+		}
+	}
+	return ""
+}
+
+func marshalSelector(s labels.Selector) yamlSelector { return marshalConditions(s.Requirements()) }
+
+func marshalConditions(reqs []labels.Requirement) (y yamlSelector) {
+	for _, q := range reqs {
 		key := q.Key
 		if q.Source != "" {
 			key = q.Source + ":" + q.Key
@@ -149,63 +199,85 @@ func marshalSelector(s labels.Selector) (y yamlSelector) {
 	return y
 }
 
+// marshalList writes each element; the list is there even if it is empty.
+func marshalList[T, Y any](list []T, write func(T) Y) []Y {
+	out := make([]Y, 0, len(list))
+	for _, one := range list {
+		out = append(out, write(one))
+	}
+	return out
+}
+
 func marshalEntries(list []*Entry, ingress bool) *[]yamlEntry {
 	if list == nil {
 		return nil
 	}
-	out := make([]yamlEntry, 0, len(list))
-	for _, e := range list {
-		var y yamlEntry
-		to := func(from, to **[]yamlSelector) **[]yamlSelector {
-			if ingress {
-				return from
-			}
-			return to
-		}
-		switch e.Peers.Kind {
+	end := site{ingress: ingress}.end()
+	out := marshalList(list, func(e *Entry) yamlEntry {
+		y := yamlEntry{}
+		switch p := &e.Peers; p.Kind {
 		case PeersEndpoints:
-			l := make([]yamlSelector, 0, len(e.Peers.Endpoints))
-			for _, s := range e.Peers.Endpoints {
-				l = append(l, marshalSelector(s))
-			}
-			*to(&y.FromEndpoints, &y.ToEndpoints) = &l
+			y[end+"Endpoints"] = marshalList(p.Endpoints, marshalSelector)
 		case PeersEntities:
-			l := append([]string{}, e.Peers.Entities...)
-			if ingress {
-				y.FromEntities = &l
-			} else {
-				y.ToEntities = &l
-			}
+			y[end+"Entities"] = append([]string{}, p.Entities...)
 		case PeersCIDR:
-			l := make([]netip.Prefix, 0, len(e.Peers.CIDRs))
-			for _, c := range e.Peers.CIDRs {
-				l = append(l, c.Prefix)
-			}
-			if ingress {
-				y.FromCIDR = &l
-			} else {
-				y.ToCIDR = &l
-			}
+			y[end+"CIDR"] = marshalList(p.CIDRs, func(c CIDR) netip.Prefix { return c.Prefix })
 		case PeersCIDRSet:
-			l := make([]yamlCIDR, 0, len(e.Peers.CIDRs))
-			for _, c := range e.Peers.CIDRs {
-				l = append(l, yamlCIDR{c.Prefix, c.Except})
-			}
-			if ingress {
-				y.FromCIDRSet = &l
-			} else {
-				y.ToCIDRSet = &l
-			}
+			y[end+"CIDRSet"] = marshalList(p.CIDRs, marshalCIDR)
+		case PeersServices:
+			y[end+"Services"] = marshalList(p.Services, marshalService)
+		case PeersNodes:
+			y[end+"Nodes"] = marshalList(p.Nodes, marshalSelector)
+		case PeersFQDNs:
+			y[end+"FQDNs"] = marshalList(p.FQDNs, marshalFQDN)
 		}
-		if onlyTypes(e.Ports) {
-			y.ICMPs = marshalICMP(e.Ports)
-		} else {
-			y.ToPorts = marshalPorts(e.Ports)
+		if e.Requires != nil {
+			y[end+"Requires"] = marshalList(e.Requires, marshalSelector)
 		}
-		out = append(out, y)
-	}
+		if e.Auth != AuthNone {
+			y["authentication"] = map[string]string{"mode": authName(e.Auth)}
+		}
+		switch {
+		case e.Ports == nil:
+		case onlyTypes(e.Ports):
+			y["icmps"] = marshalICMP(e.Ports)
+		default:
+			y["toPorts"] = marshalPorts(e.Ports)
+		}
+		return y
+	})
 	return &out
 }
+
+func authName(a Auth) string {
+	for name, mode := range authModes() {
+		if mode == a {
+			return name
+		}
+	}
+	return ""
+}
+
+func marshalCIDR(c CIDR) yamlCIDR {
+	y := yamlCIDR{Group: c.Group, Except: c.Except}
+	switch {
+	case c.GroupSelector != nil:
+		s := marshalSelector(*c.GroupSelector)
+		y.Selector = &s
+	case c.Group == "":
+		y.CIDR = &c.Prefix
+	}
+	return y
+}
+
+func marshalService(s ServicePeer) yamlService {
+	if s.Selector == nil {
+		return yamlService{Named: &yamlNamedService{s.Name, s.Namespace}}
+	}
+	return yamlService{Selector: &yamlServiceSelector{marshalSelector(*s.Selector), s.Namespace}}
+}
+
+func marshalFQDN(f FQDN) yamlFQDN { return yamlFQDN(f) }
 
 // onlyTypes tells whether ports are single ICMP types. They must be written as icmps: there, type 0 is the echo reply,
 // and in toPorts port 0 is every type.
@@ -233,20 +305,29 @@ func marshalICMP(ports []Port) (out []yamlICMP) {
 	return out
 }
 
+// marshalPorts writes ports that stood in one element, which have their L7 in common, into one again.
 func marshalPorts(ports []Port) (out []yamlPorts) {
-	for part := range slices.Chunk(ports, maxPorts) {
-		var y yamlPorts
-		for _, p := range part {
-			one := yamlPort{Protocol: protocolName(p)}
-			if !p.Any {
-				one.Port = fmt.Sprint(p.First)
-			}
-			if p.Last != p.First {
-				one.EndPort = p.Last
-			}
-			y.Ports = append(y.Ports, one)
+	for len(ports) > 0 {
+		n := 1
+		for n < len(ports) && n < maxPorts && ports[n].L7 == ports[0].L7 {
+			n++
 		}
-		out = append(out, y)
+		y := yamlPorts{Ports: marshalList(ports[:n], marshalPort)}
+		if l := ports[0].L7; l != nil {
+			marshalL7(l, &y)
+		}
+		out, ports = append(out, y), ports[n:]
 	}
 	return out
+}
+
+func marshalPort(p Port) yamlPort {
+	y := yamlPort{Protocol: protocolName(p), Port: p.Name}
+	if !p.Any && p.Name == "" {
+		y.Port = fmt.Sprint(p.First)
+	}
+	if p.Last != p.First {
+		y.EndPort = p.Last
+	}
+	return y
 }
