@@ -277,8 +277,9 @@ func defaultNet(family int) *net.IPNet {
 	return ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
 }
 
-// readyWait is how long to wait for what the kernel does in its own time; it needs well under 1 ms unless it is busy.
-const readyWait = time.Second
+// readyWait is how long to wait for what the kernel does in its own time. It needs well under 1 ms unless it is busy: taking
+// down a network namespace holds the lock that all of this wants for seconds.
+const readyWait = 10 * time.Second
 
 // bringUp sets the host side up and waits until the workload's end carries packets: the kernel gets to that a moment later,
 // drops what is sent before, and the first packet of a workload must not be lost. From Linux 6.8 the question alone makes
@@ -300,7 +301,8 @@ func bringUp(name string, ifindex int) error {
 		if err != nil {
 			return err
 		}
-		if peer.Attrs().OperState == netlink.OperUp || time.Now().After(deadline) { // too late: the workload took its end down
+		a := peer.Attrs()
+		if a.OperState == netlink.OperUp || a.Flags&net.FlagUp == 0 || time.Now().After(deadline) { // down: the workload's wish
 			return nil
 		}
 	}

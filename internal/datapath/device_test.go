@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -27,7 +26,7 @@ func mountTmpfs(t testing.TB, dir string) {
 
 func deviceNames(t testing.TB) []string {
 	t.Helper()
-	links, err := netlink.LinkList()
+	links, err := listAll(netlink.LinkList)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,6 +36,13 @@ func deviceNames(t testing.TB) []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// newDevices are those that were not there before. Of a former test's namespaces, which the kernel takes down in its own
+// time, devices may still go.
+func newDevices(t testing.TB, before []string) []string {
+	t.Helper()
+	return slices.DeleteFunc(deviceNames(t), func(name string) bool { return slices.Contains(before, name) })
 }
 
 func TestRootCreateDeviceErrorsLeaveNothing(t *testing.T) {
@@ -69,9 +75,9 @@ func TestRootCreateDeviceErrorsLeaveNothing(t *testing.T) {
 		if _, _, err := d.CreateDevice(ep); err == nil {
 			t.Errorf("%s: created", name)
 		}
-		if got := deviceNames(t); !slices.Equal(got, before) {
-			t.Errorf("%s: devices left: %v, before %v", name, got, before)
-			before = got
+		if got := newDevices(t, before); len(got) > 0 {
+			t.Errorf("%s: devices left: %v", name, got)
+			before = append(before, got...)
 		}
 	}
 }
@@ -185,7 +191,7 @@ func TestRootWorkloadIsWired(t *testing.T) {
 	}
 }
 
-// No endpoint loads a program, and what one costs is printed.
+// No endpoint loads a program. What one costs is measured by test/bench.
 func TestRootManyEndpointsShareThePrograms(t *testing.T) {
 	n := newNode(t)
 	d := n.open()
@@ -196,14 +202,8 @@ func TestRootManyEndpointsShareThePrograms(t *testing.T) {
 	for i := range eps {
 		eps[i] = pod(t, uint16(i+50))
 	}
-	start := cpuTime()
 	for i := range eps {
 		eps[i] = wire(t, d, eps[i])
-	}
-	cpu := (cpuTime() - start) / count
-	t.Logf("CPU per endpoint: %v", cpu)
-	if cpu > 8*time.Millisecond {
-		t.Errorf("an endpoint costs %v of CPU; the whole CNI ADD may cost 8 ms", cpu)
 	}
 	if got := programHandles(t); got != before || before != 4 {
 		t.Errorf("%d programs held, before %d, want 4", got, before)
@@ -233,13 +233,4 @@ func programHandles(t testing.TB) int {
 		}
 	}
 	return n
-}
-
-// cpuTime is what this process has used.
-func cpuTime() time.Duration {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		return 0
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

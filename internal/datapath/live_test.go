@@ -87,14 +87,14 @@ func TestRootLiveTraffic(t *testing.T) {
 				{place(a.Netns), out, "pod -> outside", outsideV4, 80, nodeV4},
 				{place(a.Netns), out, "pod -> outside", outsideV6, 80, nodeV6},
 			} {
-				seen, err := tcp(t, path.from, path.dst, path.port)
+				seen, err := tcp(t, patience, path.from, path.dst, path.port)
 				expect(t, d, path.name, "tcp "+path.dst, true, err)
 				if err == nil && seen != path.seen {
 					t.Errorf("%s %s: the server sees %s, want %s", path.name, path.dst, seen, path.seen)
 				}
-				expect(t, d, path.name, "udp "+path.dst, true, udp(t, path.from, path.dst, path.port, 100))
-				expect(t, d, path.name, "large udp "+path.dst, true, udp(t, path.from, path.dst, path.port, 5000))
-				expect(t, d, path.name, "ping "+path.dst, true, ping(t, path.from, path.dst))
+				expect(t, d, path.name, "udp "+path.dst, true, udp(t, patience, path.from, path.dst, path.port, 100))
+				expect(t, d, path.name, "large udp "+path.dst, true, udp(t, patience, path.from, path.dst, path.port, 5000))
+				expect(t, d, path.name, "ping "+path.dst, true, ping(t, patience, path.from, path.dst))
 			}
 			// a host outside with a route to the pods
 			inNS(t, outside, func() error {
@@ -103,11 +103,11 @@ func TestRootLiveTraffic(t *testing.T) {
 				return nil
 			})
 			for _, dst := range []string{"10.7.0.12", "fd07::c"} {
-				_, err := tcp(t, out, dst, 80)
+				_, err := tcp(t, patience, out, dst, 80)
 				expect(t, d, "outside", "tcp "+dst, true, err)
-				expect(t, d, "outside", "ping "+dst, true, ping(t, out, dst))
+				expect(t, d, "outside", "ping "+dst, true, ping(t, patience, out, dst))
 			}
-			if _, err := tcp(t, out, "10.7.0.99", 80); err == nil {
+			if _, err := tcp(t, silence, out, "10.7.0.99", 80); err == nil {
 				t.Error("an address without an endpoint answered")
 			}
 			if d.Alarms() != nil && len(d.Alarms()) > 0 {
@@ -132,19 +132,16 @@ func TestRootLivePolicy(t *testing.T) {
 	both := func(want80, want81 bool, what string) {
 		t.Helper()
 		for _, dst := range []string{"10.7.0.12", "fd07::c"} {
-			_, err := tcp(t, place(a.Netns), dst, 80)
+			_, err := tcp(t, within(want80), place(a.Netns), dst, 80)
 			expect(t, d, what, "tcp 80 "+dst, want80, err)
-			_, err = tcp(t, place(a.Netns), dst, 81)
+			_, err = tcp(t, within(want81), place(a.Netns), dst, 81)
 			expect(t, d, what, "tcp 81 "+dst, want81, err)
 		}
 	}
 	both(true, true, "no rule")
-	live, err := dial(t, place(a.Netns), "tcp", "10.7.0.12", 81)
-	if err != nil {
-		t.Fatal(err)
-	}
+	live := dial(t, place(a.Netns), "tcp", "10.7.0.12", 81)
 	defer live.Close()
-	if err := echo(live); err != nil {
+	if err := echo(live, patience); err != nil {
 		t.Fatal(err)
 	}
 
@@ -158,10 +155,10 @@ func TestRootLivePolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	both(true, false, "web only")
-	if err := echo(live); err == nil {
+	if err := echo(live, silence); err == nil {
 		t.Error("the connection to port 81 lives on")
 	}
-	if _, err := tcp(t, "", "10.7.0.12", 80); err == nil {
+	if _, err := tcp(t, silence, "", "10.7.0.12", 80); err == nil {
 		t.Error("the host passed a rule that does not name it")
 	}
 	wait(t, "an event that names the deny", func() bool {
@@ -173,7 +170,7 @@ func TestRootLivePolicy(t *testing.T) {
 	if err := errors.Join(d.PatchSubject(policy.Patch{Subject: "web only", Put: map[identity.ID]*policy.Table{identity.Host: ports("web", 80, 80)}}), d.Commit()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tcp(t, "", "10.7.0.12", 80); err != nil {
+	if _, err := tcp(t, patience, "", "10.7.0.12", 80); err != nil {
 		t.Errorf("the host after the patch: %v", err)
 	}
 	if err := d.LockEndpoint(b); err != nil {
@@ -193,8 +190,8 @@ func TestRootLivePolicy(t *testing.T) {
 	}
 }
 
-func echo(c net.Conn) error {
-	_ = c.SetDeadline(time.Now().Add(answerTime))
+func echo(c net.Conn, limit time.Duration) error {
+	_ = c.SetDeadline(time.Now().Add(limit))
 	if _, err := c.Write([]byte("ping\n")); err != nil {
 		return err
 	}
@@ -253,32 +250,31 @@ func TestRootLiveMissingProgramDenies(t *testing.T) {
 	send := func() {
 		t.Helper()
 		for _, dst := range targets {
-			c, err := dial(t, place(a.Netns), "udp", dst, 9)
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := dial(t, place(a.Netns), "udp", dst, 9)
 			if _, err := c.Write([]byte("x")); err != nil {
 				t.Errorf("to %s: %v", dst, err)
 			}
 			c.Close()
 		}
 	}
-	all := int64(len(targets))
+	all, lost := int64(len(targets)), int64(-backlogDrops(t))
 	send()
-	wait(t, "every datagram arrives", func() bool { return heard.Load() == all })
+	wait(t, "every datagram arrives", func() bool { return heard.Load()+lost+int64(backlogDrops(t)) >= all })
 	for _, ep := range []endpoint.Endpoint{a, b} {
 		if err := d.hooks.links[hook{progPod, ep.Ifindex}].Detach(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	send()
+	emptyBacklogs(t)
 	run(t, d)
 	wait(t, "the programs are back", func() bool {
 		return attachedNow(t, d, hook{progPod, a.Ifindex}) && attachedNow(t, d, hook{progPod, b.Ifindex})
 	})
 	send()
-	wait(t, "every datagram arrives again", func() bool { return heard.Load() >= 2*all })
-	if got := heard.Load(); got != 2*all {
+	wait(t, "every datagram arrives again", func() bool { return heard.Load()+lost+int64(backlogDrops(t)) >= 2*all })
+	emptyBacklogs(t)
+	if got := heard.Load(); got > 2*all {
 		t.Errorf("%d datagrams passed a device without its program", got-2*all)
 	}
 }
@@ -310,6 +306,7 @@ func TestRootLiveFirstPacket(t *testing.T) {
 		}
 	}()
 	const pods = 20
+	before := backlogDrops(t)
 	for i := range pods {
 		ep := pod(t, uint16(100+i))
 		var err error
@@ -317,10 +314,7 @@ func TestRootLiveFirstPacket(t *testing.T) {
 			t.Fatal(err)
 		}
 		send := func(text, dst string) {
-			c, err := dial(t, place(ep.Netns), "udp", dst, 9)
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := dial(t, place(ep.Netns), "udp", dst, 9)
 			defer c.Close()
 			if _, err = c.Write([]byte(text)); err != nil && text == "first" {
 				t.Errorf("pod %d to %s: %v", i, dst, err)
@@ -335,7 +329,7 @@ func TestRootLiveFirstPacket(t *testing.T) {
 		send("first", "fd07::c")
 	}
 	defer func() { t.Logf("%d of %d first packets; counters %v", first.Load(), 2*pods, d.Counters()) }()
-	wait(t, "every first packet arrives", func() bool { return first.Load() == 2*pods })
+	wait(t, "every first packet arrives", func() bool { return first.Load()+int64(backlogDrops(t)-before) >= 2*pods })
 	if early.Load() != 0 {
 		t.Errorf("%d packets left before policy was in force", early.Load())
 	}
@@ -345,50 +339,12 @@ func TestRootLiveFirstPacket(t *testing.T) {
 func TestRootLiveRestart(t *testing.T) {
 	n, _ := liveNode(t)
 	d := n.open()
-	a, _ := twoPods(t, d)
-	live, err := dial(t, place(a.Netns), "tcp", "10.7.0.12", 80)
-	if err != nil {
-		t.Fatal(err)
-	}
+	a, b := twoPods(t, d)
+	live := dial(t, place(a.Netns), "tcp", "10.7.0.12", 80)
 	defer live.Close()
-	u, err := dial(t, place(a.Netns), "udp", "10.7.0.12", 80)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer u.Close()
-	largeBuffer(t, u.(*net.UDPConn))
-	real := n.sets
-	stop := make(chan struct{})
-	var sent, answered atomic.Int64
-	var group sync.WaitGroup
-	group.Add(2)
-	go func() {
-		defer group.Done()
-		tick := time.NewTicker(200 * time.Microsecond)
-		defer tick.Stop()
-		for {
-			select {
-			case <-stop:
-				return
-			case <-tick.C:
-				if _, err := u.Write([]byte("x")); err == nil {
-					sent.Add(1)
-				}
-			}
-		}
-	}()
-	go func() {
-		defer group.Done()
-		buf := make([]byte, 8)
-		for {
-			if _, err := u.Read(buf); err != nil {
-				return
-			}
-			answered.Add(1)
-		}
-	}()
+	real, flow := n.sets, newStream(t, place(a.Netns), "10.7.0.12", 80)
 	for i := range 6 {
-		t.Logf("before restart %d: %d sent, %d answered, counters %v", i, sent.Load(), answered.Load(), d.Counters())
+		t.Logf("before restart %d: %v, counters %v", i, flow, d.Counters())
 		d.Close()
 		switch i % 3 {
 		case 1: // another binary
@@ -406,24 +362,18 @@ func TestRootLiveRestart(t *testing.T) {
 			n.cfg.MapSizes[mapConntrack] += 4096
 		}
 		d = n.open()
-		if err := echo(live); err != nil {
+		if err := echo(live, patience); err != nil {
 			t.Fatalf("restart %d: live connection: %v", i, err)
 		}
-		if _, err := tcp(t, place(a.Netns), "fd07::c", 80); err != nil {
+		if _, err := tcp(t, patience, place(a.Netns), "fd07::c", 80); err != nil {
 			t.Errorf("restart %d: new connection: %v", i, err)
 		}
 	}
-	close(stop)
-	want := func() bool { return answered.Load() == sent.Load() }
-	for deadline := time.Now().Add(time.Second); !want() && time.Now().Before(deadline); {
-		if err := echo(live); err != nil {
-			t.Fatal(err)
-		}
-	}
-	u.Close()
-	group.Wait()
-	t.Logf("%d datagrams, %d answered, 6 restarts", sent.Load(), answered.Load())
-	if !want() || sent.Load() < 1000 {
-		t.Errorf("%d datagrams sent, %d answered", sent.Load(), answered.Load())
+	wait(t, "a thousand datagrams", func() bool { return flow.count() >= 1000 })
+	missing := flow.end()
+	t.Logf("6 restarts: %v, %d lost by the machine's queues", flow, flow.spared())
+	if len(missing) > flow.spared() {
+		t.Errorf("%v; without answer: %v; counters %v; sockets: client %q, server %q", flow, missing, d.Counters(),
+			socketLosses(t, place(a.Netns)), socketLosses(t, place(b.Netns)))
 	}
 }

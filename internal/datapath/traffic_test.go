@@ -1,10 +1,12 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -184,52 +186,85 @@ func largeBuffer(t testing.TB, c syscall.Conn) {
 	}
 }
 
-const answerTime = 400 * time.Millisecond
+// How long an attempt may take. What must work has all the time that a busy machine needs; what must not work is believed
+// after a while of silence.
+const (
+	patience = 30 * time.Second
+	silence  = 400 * time.Millisecond
+	resend   = time.Second // between datagrams of one attempt: any queue on the way may be full for an instant
+)
+
+// within is the time for an attempt of which it is known whether it must work.
+func within(works bool) time.Duration {
+	if works {
+		return patience
+	}
+	return silence
+}
 
 // tcp connects and returns the address under which the server sees the client.
-func tcp(t testing.TB, p place, addr string, port int) (seen string, err error) {
+func tcp(t testing.TB, limit time.Duration, p place, addr string, port int) (seen string, err error) {
 	t.Helper()
-	c, err := dial(t, p, "tcp", addr, port)
+	var c net.Conn
+	err = p.do(t, func() (err error) {
+		c, err = net.DialTimeout("tcp", net.JoinHostPort(addr, fmt.Sprint(port)), limit)
+		return err
+	})
 	if err != nil {
 		return "", err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(answerTime))
+	_ = c.SetDeadline(time.Now().Add(limit))
 	_, err = fmt.Fscanln(c, &seen)
 	return seen, err
 }
 
-func dial(t testing.TB, p place, network, addr string, port int) (c net.Conn, err error) {
+// dial opens a socket in a place; nothing of it may fail.
+func dial(t testing.TB, p place, network, addr string, port int) (c net.Conn) {
 	t.Helper()
-	err = p.do(t, func() (err error) {
-		c, err = net.DialTimeout(network, net.JoinHostPort(addr, fmt.Sprint(port)), answerTime)
+	if err := p.do(t, func() (err error) {
+		c, err = net.DialTimeout(network, net.JoinHostPort(addr, fmt.Sprint(port)), patience)
 		return err
-	})
-	return c, err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
-func udp(t testing.TB, p place, addr string, port, size int) error {
+// udp sends a datagram of a size, and again until its answer comes.
+func udp(t testing.TB, limit time.Duration, p place, addr string, port, size int) error {
 	t.Helper()
-	c, err := dial(t, p, "udp", addr, port)
-	if err != nil {
-		return err
-	}
+	c := dial(t, p, "udp", addr, port)
 	defer c.Close()
 	out, in := make([]byte, size), make([]byte, size+1)
 	out[0] = 'x'
-	if _, err := c.Write(out); err != nil {
-		return err
-	}
-	_ = c.SetReadDeadline(time.Now().Add(answerTime))
-	n, err := c.Read(in)
+	n, err := ask(c, limit, func() error { _, err := c.Write(out); return err }, func() (int, error) { return c.Read(in) })
 	if err == nil && (n != size || in[0] != 'x') {
 		err = fmt.Errorf("answer of %d bytes, want %d", n, size)
 	}
 	return err
 }
 
-// ping sends one echo request and waits for its reply.
-func ping(t testing.TB, p place, addr string) error {
+// ask sends, and again every now and then, until an answer is read or the time is up.
+func ask(c interface{ SetReadDeadline(time.Time) error }, limit time.Duration, send func() error, read func() (int, error)) (int, error) {
+	for deadline := time.Now().Add(limit); ; {
+		if err := send(); err != nil {
+			return 0, err
+		}
+		until := time.Now().Add(resend)
+		if until.After(deadline) {
+			until = deadline
+		}
+		_ = c.SetReadDeadline(until)
+		n, err := read()
+		if !errors.Is(err, os.ErrDeadlineExceeded) || !time.Now().Before(deadline) {
+			return n, err
+		}
+	}
+}
+
+// ping sends an echo request, and again until its reply comes.
+func ping(t testing.TB, limit time.Duration, p place, addr string) error {
 	t.Helper()
 	ip := netip.MustParseAddr(addr)
 	network, local, request, reply := "ip4:icmp", "0.0.0.0", byte(8), byte(0)
@@ -250,19 +285,18 @@ func ping(t testing.TB, p place, addr string) error {
 		sum = sum>>16 + sum&0xffff
 		msg[2], msg[3] = byte(^sum>>8), byte(^sum)
 	}
-	if _, err := pc.WriteTo(msg, &net.IPAddr{IP: ip.AsSlice()}); err != nil {
-		return err
-	}
-	_ = pc.SetReadDeadline(time.Now().Add(answerTime))
 	buf := make([]byte, 256)
-	for {
-		n, from, err := pc.ReadFrom(buf)
-		if err != nil {
-			return err
+	_, err := ask(pc, limit, func() error { _, err := pc.WriteTo(msg, &net.IPAddr{IP: ip.AsSlice()}); return err }, func() (int, error) {
+		for {
+			n, from, err := pc.ReadFrom(buf)
+			if err != nil {
+				return 0, err
+			}
+			got, _ := netip.AddrFromSlice(from.(*net.IPAddr).IP)
+			if n == len(msg) && buf[0] == reply && got.Unmap() == ip {
+				return n, nil
+			}
 		}
-		got, _ := netip.AddrFromSlice(from.(*net.IPAddr).IP)
-		if n == len(msg) && buf[0] == reply && got.Unmap() == ip {
-			return nil
-		}
-	}
+	})
+	return err
 }
