@@ -39,6 +39,7 @@ type Row struct {
 	Seen     string `json:"seen"`
 	OK       bool   `json:"ok"`
 	Rule     string `json:"rule,omitempty"`
+	Node     string `json:"node,omitempty"`   // that dropped, or else that judged last
 	Detail   string `json:"detail,omitempty"` // why it is not as expected
 	TookMS   int64  `json:"took-ms"`
 }
@@ -48,6 +49,7 @@ type try struct {
 	*check
 	from   place
 	to     string
+	target place
 	addr   netip.Addr
 	say    string
 	via    *place // an outside host that needs a way to this pod to make the try at all
@@ -161,7 +163,7 @@ func (l *Lab) expand(c *check) []try {
 				if _, has := from.addr(family); !ok || !has {
 					continue
 				}
-				t := try{check: c, from: from, to: to.Name, addr: addr, say: say(to, c.Protocol, c.Port), family: family}
+				t := try{check: c, from: from, to: to.Name, target: to, addr: addr, say: say(to, c.Protocol, c.Port), family: family}
 				if from.Kind == kindOutside && to.Kind == kindWorkload {
 					t.via = &from
 				}
@@ -250,7 +252,7 @@ func (l *Lab) expectAllowed(ctx context.Context, events *flows, t try, row *Row)
 			good++
 			if good == t.Times {
 				row.OK = true
-				row.Rule = why(r.verdicts)
+				row.Rule, row.Node = why(r.verdicts), nodesOf(r.verdicts)
 				return
 			}
 			continue
@@ -265,9 +267,9 @@ func (l *Lab) expectAllowed(ctx context.Context, events *flows, t try, row *Row)
 		row.Detail += r.Detail
 		if len(r.drops) > 0 {
 			row.Seen = expectDeny
-			row.Rule = why(r.drops)
+			row.Rule, row.Node = why(r.drops), nodesOf(r.drops)
 		} else {
-			row.Rule = why(r.verdicts)
+			row.Rule, row.Node = why(r.verdicts), nodesOf(r.verdicts)
 		}
 		return
 	}
@@ -284,7 +286,7 @@ func (l *Lab) expectRefused(ctx context.Context, events *flows, t try, row *Row)
 	for n := range t.Times {
 		r := l.probe(ctx, events, t, deniedWait, true)
 		row.Seen = string(r.Outcome)
-		row.Rule = why(r.drops)
+		row.Rule, row.Node = why(r.drops), nodesOf(r.drops)
 		wrong := ""
 		switch {
 		case r.Outcome == probe.Answered:
@@ -293,8 +295,10 @@ func (l *Lab) expectRefused(ctx context.Context, events *flows, t try, row *Row)
 		case t.Expect == expectReject && r.Outcome != probe.Rejected:
 			wrong = "nobody said no: " + r.Detail
 		case t.Expect == expectReject:
+		case r.astray != "":
+			wrong = r.astray
 		case len(r.drops) == 0:
-			row.Rule = why(r.verdicts)
+			row.Rule, row.Node = why(r.verdicts), nodesOf(r.verdicts)
 			wrong = "no node reported a drop: " + r.Detail
 		case t.Reason != "" && !reported(r.drops, t.Reason):
 			wrong = fmt.Sprintf("dropped, but not for %s: %s", t.Reason, reasons(r.drops))
@@ -345,7 +349,9 @@ func (l *Lab) probe(ctx context.Context, events *flows, t try, limit time.Durati
 	since := time.Now()
 	key := flowKey{protocol: t.Protocol, dst: t.addr, dstPort: t.Port}
 	mine := l.sentBy(t.from)
-	drop := func(f *flowpb.Flow) bool { return isDrop(f) && mine(f) }
+	// A drop counts if the node reports it that has to judge; any other node's is not that packet's fate.
+	drop := func(f *flowpb.Flow) bool { return isDrop(f) && mine(f) && judges(f, t.from, t.target) }
+	elsewhere := func(f *flowpb.Flow) bool { return isDrop(f) && mine(f) && !judges(f, t.from, t.target) }
 	allowed := func(f *flowpb.Flow) bool { return !isDrop(f) && mine(f) }
 
 	var watch sync.WaitGroup
@@ -383,6 +389,9 @@ func (l *Lab) probe(ctx context.Context, events *flows, t try, limit time.Durati
 	}
 	out.drops, _, _ = events.find(key, since, drop)
 	out.verdicts, _, _ = events.find(key, since, allowed)
+	if stray, _, _ := events.find(key, since, elsewhere); len(stray) > 0 {
+		out.astray = fmt.Sprintf("%s dropped it (%s), which is not the node to judge it", nodesOf(stray), reasons(stray))
+	}
 	return out
 }
 

@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"porin/internal/lab/load"
-	"porin/internal/lab/serve"
 	"porin/internal/lab/space"
 )
 
@@ -84,8 +82,8 @@ Exit codes: 0 all as expected, 1 a check did not hold, 2 the lab could not be bu
 	cmd.PersistentFlags().StringVar(&f.binDir, "bin-dir", "", "folder of porin-agent and porin-cni (default: beside this program)")
 	cmd.AddCommand(
 		runCommand(&f), upCommand(&f), downCommand(), execCommand(&f), editCommand(&f, "apply"), editCommand(&f, "delete"),
-		checkCommand(&f), matrixCommand(&f), listCommand(&f),
-		pauseCommand(), serveCommand(), load.Command(),
+		checkCommand(&f), matrixCommand(&f), listCommand(&f), faultCommand(&f), nodeCommand(&f), storeCommand(&f),
+		pauseCommand(), serveCommand(), gateCommand(), relayCommand(), load.Command(),
 	)
 	return cmd
 }
@@ -414,53 +412,4 @@ func labState(st state, err error) string {
 		return "building"
 	}
 	return "up"
-}
-
-func pauseCommand() *cobra.Command {
-	var hostname, hosts string
-	cmd := &cobra.Command{
-		Use:    "pause DIR...",
-		Short:  "Hold a node's namespaces (started by the lab itself)",
-		Hidden: true,
-		RunE: func(_ *cobra.Command, args []string) error {
-			// refuse to mount over the machine's own directories when called by hand
-			if os.Getppid() != 0 && sameMounts() {
-				return errors.New("lab pause is started by the lab itself, in a mount namespace of its own")
-			}
-			return space.Pause(hostname, hosts, args)
-		},
-	}
-	cmd.Flags().StringVar(&hostname, "hostname", "", "host name")
-	cmd.Flags().StringVar(&hosts, "hosts", "", "file to use as /etc/hosts")
-	return cmd
-}
-
-// sameMounts tells whether this process shares its mounts with its parent.
-func sameMounts() bool {
-	mine, err1 := os.Readlink("/proc/self/ns/mnt")
-	parent, err2 := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", os.Getppid()))
-	return err1 == nil && err2 == nil && mine == parent
-}
-
-func serveCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:    "serve CONFIG",
-		Short:  "Run built-in servers (started by the lab itself)",
-		Hidden: true,
-		Args:   cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			var cfg serve.Config
-			if err := json.Unmarshal([]byte(args[0]), &cfg); err != nil {
-				return fmt.Errorf("read the servers' configuration: %w", err)
-			}
-			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-			defer stop()
-			return serve.Run(ctx, cfg, func() error {
-				if _, err := os.Stdout.WriteString("ready\n"); err != nil {
-					return fmt.Errorf("announce: %w", err)
-				}
-				return os.Stdout.Close()
-			})
-		},
-	}
 }

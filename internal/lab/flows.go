@@ -39,6 +39,9 @@ type flowKey struct {
 func (l *Lab) listen(ctx context.Context) (*flows, error) {
 	f := &flows{by: map[flowKey][]*flowpb.Flow{}, changed: make(chan struct{})}
 	for _, n := range l.places(kindNode) {
+		if !n.Agent.Alive() {
+			continue // its packets are judged all the same, but nobody tells
+		}
 		conn, client, err := dial(n)
 		if err != nil {
 			return nil, err
@@ -155,6 +158,34 @@ func (l *Lab) sentBy(p place) func(*flowpb.Flow) bool {
 	}
 }
 
+// judges tells whether the flow's node is the one that has to judge in its direction: egress policy is the sender's
+// node's, ingress policy the receiver's. Of ends that are on no node nothing is known.
+func judges(fl *flowpb.Flow, from, to place) bool {
+	want := nodeOf(from)
+	if fl.GetTrafficDirection() == flowpb.TrafficDirection_INGRESS {
+		want = nodeOf(to)
+	}
+	return want == "" || fl.GetNodeName() == want
+}
+
+func nodeOf(p place) string {
+	if p.Kind == kindNode {
+		return p.Name
+	}
+	return p.Node
+}
+
+// nodesOf names the nodes that reported flows, each once.
+func nodesOf(list []*flowpb.Flow) string {
+	var out []string
+	for _, f := range list {
+		if n := f.GetNodeName(); n != "" && !slices.Contains(out, n) {
+			out = append(out, n)
+		}
+	}
+	return strings.Join(out, ",")
+}
+
 func isDrop(fl *flowpb.Flow) bool { return fl.GetVerdict() == flowpb.Verdict_DROPPED }
 
 // byPolicy tells whether policy, and nothing else, dropped the packet.
@@ -189,4 +220,5 @@ type probed struct {
 	probe.Result
 	drops    []*flowpb.Flow
 	verdicts []*flowpb.Flow
+	astray   string // a drop by a node that had nothing to judge
 }

@@ -29,6 +29,7 @@ type Cell struct {
 	Seen      string `json:"seen"`
 	Same      bool   `json:"same"`
 	Rule      string `json:"rule,omitempty"`
+	Node      string `json:"node,omitempty"` // that reported it
 }
 
 type portProto struct {
@@ -94,7 +95,7 @@ func (l *Lab) Matrix(ctx context.Context, ports []portProto) ([]Cell, error) {
 					c := &Cell{From: from.Name, To: to.Name, Port: p.String(), Family: family, Predicted: predicted}
 					cells = append(cells, c)
 					t := try{
-						check: &check{Protocol: p.protocol, Port: p.port}, from: from, to: to.Name, addr: addr,
+						check: &check{Protocol: p.protocol, Port: p.port}, from: from, to: to.Name, target: to, addr: addr,
 						say: say(to, p.protocol, p.port), family: family,
 					}
 					work = append(work, func() { l.see(ctx, events, t, c) })
@@ -116,12 +117,14 @@ func (l *Lab) see(ctx context.Context, events *flows, t try, c *Cell) {
 	switch {
 	case r.Outcome == probe.Answered, r.Outcome == probe.Rejected && len(r.drops) == 0:
 		c.Seen = expectAllow
-		c.Rule = why(r.verdicts)
+		c.Rule, c.Node = why(r.verdicts), nodesOf(r.verdicts)
 	case anyByPolicy(r.drops):
 		c.Seen = expectDeny
-		c.Rule = why(r.drops)
+		c.Rule, c.Node = why(r.drops), nodesOf(r.drops)
 	case len(r.drops) > 0:
 		c.Seen = "dropped: " + reasons(r.drops)
+	case r.astray != "":
+		c.Seen = r.astray
 	default:
 		c.Seen = string(r.Outcome) + ": " + r.Detail
 	}

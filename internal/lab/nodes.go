@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net/netip"
 	"os"
@@ -66,15 +67,24 @@ func (l *Lab) buildUnderlay() error {
 	if err != nil {
 		return err
 	}
-	return space.NewBridge(ns, bridge, l.families(
+	err = space.NewBridge(ns, bridge, l.wired(
 		netip.PrefixFrom(router(false), underlay4().Bits()), netip.PrefixFrom(router(true), underlay6().Bits())))
+	if err != nil || !l.spec.cluster() || !l.spec.tunnels() {
+		return err
+	}
+	// The router knows the way to pods, for outside hosts. With tunnels, nothing may pass between pods but inside one.
+	var pods []netip.Prefix
+	for _, n := range l.spec.Nodes {
+		pods = append(pods, n.PodCIDRs...)
+	}
+	return space.Forbid(ns, pods)
 }
 
-// families returns those of its arguments whose family the lab has.
-func (l *Lab) families(list ...netip.Prefix) []netip.Prefix {
+// wired returns those of its arguments whose family the nodes' network has.
+func (l *Lab) wired(list ...netip.Prefix) []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range list {
-		if p.Addr().Is4() && l.spec.has(ipv4) || p.Addr().Is6() && l.spec.has(ipv6) {
+		if p.Addr().Is4() && l.spec.wired(ipv4) || p.Addr().Is6() && l.spec.wired(ipv6) {
 			out = append(out, p)
 		}
 	}
@@ -95,13 +105,14 @@ func (l *Lab) buildNode(ctx context.Context, i int) error {
 		return err
 	}
 	inner := space.End{Netns: p.Netns, Name: uplink}
-	for _, a := range l.families(
+	for _, a := range l.wired(
 		netip.PrefixFrom(nodeAddr(i, false), underlay4().Bits()), netip.PrefixFrom(nodeAddr(i, true), underlay6().Bits())) {
 		p.Addrs = append(p.Addrs, a.Addr())
 		inner.Addrs = append(inner.Addrs, a)
 		inner.Routes = append(inner.Routes, space.Route{Dst: anywhere(a.Addr()), Via: router(a.Addr().Is6())})
 	}
-	outer := space.End{Netns: l.path("ns", underlayNS), Name: fmt.Sprintf("node%d", i), Master: bridge}
+	p.Port = fmt.Sprintf("node%d", i)
+	outer := space.End{Netns: l.path("ns", underlayNS), Name: p.Port, Master: bridge}
 	if err := space.Connect(outer, inner); err != nil {
 		return err
 	}
@@ -164,7 +175,8 @@ func (l *Lab) buildOutside(ctx context.Context, i int) error {
 	if err := space.NewNetns(p.Netns); err != nil {
 		return err
 	}
-	outer := space.End{Netns: l.path("ns", underlayNS), Name: fmt.Sprintf("out%d", i)}
+	p.Port = fmt.Sprintf("out%d", i)
+	outer := space.End{Netns: l.path("ns", underlayNS), Name: p.Port}
 	inner := space.End{Netns: p.Netns, Name: uplink}
 	if l.spec.has(ipv6) {
 		outer.Addrs = append(outer.Addrs, netip.PrefixFrom(linkGateway(true), 64))
@@ -269,28 +281,55 @@ func (l *Lab) startServers(ctx context.Context, p place, cfg serve.Config) error
 	return l.update(p.Name, func(p *place) { p.Server = proc })
 }
 
-// startAgent starts a node's agent and waits until it answers and is ready.
-func (l *Lab) startAgent(ctx context.Context, node string) error {
+// settings of a node's agent.
+func (l *Lab) settings(p place) map[string]any {
+	out := map[string]any{
+		"node-name":   p.Name,
+		"enable-ipv4": l.spec.has(ipv4),
+		"enable-ipv6": l.spec.has(ipv6),
+		"kvstore":     string(l.spec.Store),
+	}
+	for _, c := range p.PodCIDRs {
+		if c.Addr().Is4() && l.spec.has(ipv4) {
+			out["ipv4-range"] = c.String()
+		} else if c.Addr().Is6() && l.spec.has(ipv6) {
+			out["ipv6-range"] = c.String()
+		}
+	}
+	if l.spec.cluster() {
+		out["routing"] = l.spec.Routing
+		if !l.spec.tunnels() {
+			out["auto-direct-node-routes"] = true
+		}
+		if l.spec.Underlay != "" {
+			out["underlay"] = l.spec.Underlay
+		}
+		if l.spec.ownStore() {
+			out["kvstore"] = l.storeEndpoint()
+		}
+		if l.spec.operated() {
+			out["ipam"] = "cluster-pool"
+		}
+	}
+	if len(p.Labels) > 0 && l.spec.cluster() {
+		var words []string
+		for _, k := range keys(p.Labels) {
+			words = append(words, k+"="+p.Labels[k])
+		}
+		out["node-labels"] = strings.Join(words, ",")
+	}
+	maps.Copy(out, l.spec.Agent)
+	return out
+}
+
+// startAgent starts a node's agent and, if asked to, waits until it answers and is ready.
+func (l *Lab) startAgent(ctx context.Context, node string, wait bool) error {
 	t0 := time.Now()
 	p, err := l.place(node)
 	if err != nil {
 		return err
 	}
-	settings := map[string]any{
-		"node-name":   node,
-		"enable-ipv4": l.spec.has(ipv4),
-		"enable-ipv6": l.spec.has(ipv6),
-		"kvstore":     l.spec.Store,
-	}
-	for _, c := range p.PodCIDRs {
-		if c.Addr().Is4() && l.spec.has(ipv4) {
-			settings["ipv4-range"] = c.String()
-		} else if c.Addr().Is6() && l.spec.has(ipv6) {
-			settings["ipv6-range"] = c.String()
-		}
-	}
-	maps.Copy(settings, l.spec.Agent)
-	b, err := yaml.Marshal(settings)
+	b, err := yaml.Marshal(l.settings(p))
 	if err != nil {
 		return fmt.Errorf("%s: write agent configuration: %w", node, err)
 	}
@@ -299,7 +338,7 @@ func (l *Lab) startAgent(ctx context.Context, node string) error {
 		return fmt.Errorf("%s: write agent configuration: %w", node, err)
 	}
 	cg := agentCgroup(p)
-	if err := space.NewCgroup(cg); err != nil {
+	if err := space.NewCgroup(cg); err != nil && !errors.Is(err, fs.ErrExist) { // started before
 		return err
 	}
 	agent := filepath.Join(l.state.BinDir, "porin-agent")
@@ -312,6 +351,9 @@ func (l *Lab) startAgent(ctx context.Context, node string) error {
 	go func() { ended <- cmd.Wait() }()
 	if err := l.update(node, func(p *place) { p.Agent = proc }); err != nil {
 		return err
+	}
+	if !wait {
+		return nil
 	}
 	if err := l.agentReady(ctx, p, ended); err != nil {
 		return fmt.Errorf("%s: wait for the agent: %w", node, err)

@@ -108,7 +108,7 @@ func parseChecks(file string, data []byte, running *Spec) ([]check, error) {
 	s := *running
 	s.Checks = only.Checks
 	s.setDefaults()
-	n := names{map[string]int{}, map[string]string{}}
+	n := s.newNames()
 	discard := &problems{file: file}
 	s.checkNodes(discard, n)
 	s.checkWorkloads(discard, n)
@@ -257,6 +257,18 @@ func (l *nodeList) UnmarshalYAML(n *yaml.Node) error {
 		return nil
 	}
 	return n.Decode((*[]node)(l))
+}
+
+// UnmarshalYAML reads one text, or a list of endpoints.
+func (u *storeURLs) UnmarshalYAML(n *yaml.Node) error {
+	if n.Kind == yaml.ScalarNode {
+		*u = storeURLs(n.Value)
+		return nil
+	}
+	var list []string
+	err := n.Decode(&list)
+	*u = storeURLs(strings.Join(list, ","))
+	return err
 }
 
 // UnmarshalYAML reads a list of words, or one text for a shell.

@@ -16,9 +16,11 @@ type Spec struct {
 	Name       string         `yaml:"name"`
 	Nodes      nodeList       `yaml:"nodes"`
 	Routing    string         `yaml:"routing"`
+	Underlay   string         `yaml:"underlay"` // family of the nodes' network that tunnels use; default: the agent's choice
 	Families   []string       `yaml:"families"`
 	Agent      map[string]any `yaml:"agent"`
-	Store      string         `yaml:"store"`
+	Store      storeURLs      `yaml:"store"`
+	Operator   map[string]any `yaml:"operator"` // settings of an operator, which then gives the nodes their pod ranges
 	Namespaces []namespace    `yaml:"namespaces"`
 	Workloads  []workload     `yaml:"workloads"`
 	Outside    []outside      `yaml:"outside"`
@@ -37,6 +39,9 @@ type node struct {
 
 	line int
 }
+
+// storeURLs are the endpoints of a store, comma separated, or "embedded".
+type storeURLs string
 
 // nodeList is a number of nodes or a list of them.
 type nodeList []node
@@ -117,9 +122,26 @@ const (
 const (
 	ipv4 = "ipv4"
 	ipv6 = "ipv6"
+
+	embeddedStore = "embedded"
+	routingNative = "native"
 )
 
 func (s *Spec) has(family string) bool { return slices.Contains(s.Families, family) }
+
+// wired tells whether the nodes' network has the family: tunnels may use one that pods do not.
+func (s *Spec) wired(family string) bool { return s.has(family) || s.Underlay == family }
+
+// cluster tells whether the nodes have to know of each other.
+func (s *Spec) cluster() bool { return len(s.Nodes) > 1 || s.Operator != nil }
+
+// ownStore tells whether the lab runs a store for all nodes. A single node has one of its own, inside its agent.
+func (s *Spec) ownStore() bool { return s.cluster() && s.Store == embeddedStore }
+
+// operated tells whether an operator gives the nodes their pod ranges.
+func (s *Spec) operated() bool { return s.Operator != nil }
+
+func (s *Spec) tunnels() bool { return s.Routing != routingNative }
 
 // pods are the workloads with replicas spread out, in order.
 func (s *Spec) pods() []pod {

@@ -26,9 +26,10 @@ const (
 	kindNode     = "node"
 	kindWorkload = "workload"
 	kindOutside  = "outside"
+	kindStore    = "store"
 )
 
-// place is somewhere a command can run: a node, a workload (one replica), an outside host.
+// place is somewhere a command can run: a node, a workload (one replica), an outside host, the store.
 type place struct {
 	Kind      string            `json:"kind"`
 	Name      string            `json:"name"`
@@ -44,6 +45,10 @@ type place struct {
 	Addrs     []netip.Addr      `json:"addrs"`
 	PodCIDRs  []netip.Prefix    `json:"pod-cidrs,omitempty"` // nodes
 	Serves    []serve.Server    `json:"serves,omitempty"`
+	Port      string            `json:"port,omitempty"`   // far end of its cable, in the underlay
+	Gate      space.Process     `json:"gate,omitzero"`    // store: its door to the nodes; Server is the store itself
+	Faults    []fault           `json:"faults,omitempty"` // of its cable
+	Relay     space.Process     `json:"relay,omitzero"`   // while its cable is slow
 }
 
 func (p place) addr(family string) (netip.Addr, bool) {

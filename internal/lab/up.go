@@ -171,6 +171,11 @@ func (l *Lab) build(ctx context.Context) error {
 		return err
 	}
 	l.tell.done(t0, "lab %s: underlay built", l.state.Name)
+	if l.spec.ownStore() {
+		if err := l.buildStore(ctx); err != nil {
+			return err
+		}
+	}
 	for i := range l.spec.Nodes {
 		if err := l.buildNode(ctx, i); err != nil {
 			return err
@@ -183,7 +188,7 @@ func (l *Lab) build(ctx context.Context) error {
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	for _, n := range l.spec.Nodes {
-		g.Go(func() error { return l.startAgent(gctx, n.Name) })
+		g.Go(func() error { return l.startAgent(gctx, n.Name, true) })
 	}
 	pods := l.spec.pods()
 	g.Go(func() error { // namespaces and servers while the agents start

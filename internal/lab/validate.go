@@ -3,6 +3,7 @@ package lab
 import (
 	"fmt"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -36,12 +37,12 @@ func (s *Spec) setDefaults() {
 		s.Routing = "geneve"
 	}
 	if s.Store == "" {
-		s.Store = "embedded"
+		s.Store = embeddedStore
 	}
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
 		serverDefaults(n.Serves)
-		if len(n.PodCIDRs) == 0 {
+		if len(n.PodCIDRs) == 0 && !s.operated() {
 			if s.has(ipv4) {
 				n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/24", i+1)))
 			}
@@ -98,6 +99,27 @@ type names struct {
 	what map[string]string
 }
 
+// newNames has what the lab itself brings along.
+func (s *Spec) newNames() names {
+	n := names{map[string]int{}, map[string]string{}}
+	if s.ownStore() {
+		n.line[storeName], n.what[storeName] = 1, "lab's own store"
+	}
+	return n
+}
+
+func (s *Spec) checkStore(p *problems) {
+	if s.Store == embeddedStore {
+		return
+	}
+	for u := range strings.SplitSeq(string(s.Store), ",") {
+		url, err := url.Parse(strings.TrimSpace(u))
+		if err != nil || !slices.Contains([]string{"http", "https", "unix"}, url.Scheme) {
+			p.add(1, "store: %q is neither embedded nor an endpoint such as https://172.31.0.9:2379", u)
+		}
+	}
+}
+
 func (n names) add(p *problems, what, name string, line int) {
 	if !validName(name) {
 		p.add(line, "%s: name %q: use up to 40 lower-case letters, digits and '-', beginning with a letter", what, name)
@@ -133,10 +155,11 @@ func (s *Spec) check(p *problems) {
 	if routes := []string{"geneve", "native", "vxlan"}; !slices.Contains(routes, s.Routing) {
 		p.add(1, "routing: unknown %q%s", s.Routing, suggest(s.Routing, routes))
 	}
-	if len(s.Nodes) > 1 {
-		p.add(s.Nodes[1].line, "nodes: several nodes need the cluster issue (this version has no overlay yet): use one node")
+	if families := []string{"", ipv4, ipv6}; !slices.Contains(families, s.Underlay) {
+		p.add(1, "underlay: unknown family %q%s", s.Underlay, suggest(s.Underlay, families[1:]))
 	}
-	n := names{map[string]int{}, map[string]string{}}
+	s.checkStore(p)
+	n := s.newNames()
 	s.checkNodes(p, n)
 	s.checkNamespaces(p)
 	s.checkWorkloads(p, n)
@@ -156,6 +179,9 @@ func (s *Spec) checkNodes(p *problems, n names) {
 	for _, x := range s.Nodes {
 		n.add(p, "node", x.Name, x.line)
 		checkServers(p, "node "+x.Name, x.Serves)
+		if s.operated() && len(x.PodCIDRs) > 0 {
+			p.add(x.line, "node %s: podCIDRs: the operator gives the nodes their ranges: take podCIDRs or operator away", x.Name)
+		}
 		for _, c := range x.PodCIDRs {
 			if c != c.Masked() {
 				p.add(x.line, "node %s: podCIDRs: %s has bits behind its mask: write %s", x.Name, c, c.Masked())
@@ -168,6 +194,9 @@ func (s *Spec) checkNodes(p *problems, n names) {
 			taken = append(taken, c)
 		}
 		for _, f := range s.Families {
+			if s.operated() {
+				break // the operator gives them
+			}
 			if prefixOf(x.PodCIDRs, f == ipv6) == (netip.Prefix{}) {
 				p.add(x.line, "node %s: podCIDRs: no %s range, but families has %s", x.Name, f, f)
 			}

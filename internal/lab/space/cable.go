@@ -177,3 +177,28 @@ func NewBridge(netnsFile, name string, addrs []netip.Prefix) error {
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
+
+// blackholeTable is a routing table for Forbid.
+const blackholeTable = 99
+
+// Forbid keeps a router from passing packets from one of these networks to another.
+func Forbid(netnsFile string, networks []netip.Prefix) error {
+	return InNetns(netnsFile, func() error {
+		for i, n := range networks {
+			family := netlink.FAMILY_V4
+			if n.Addr().Is6() {
+				family = netlink.FAMILY_V6
+			}
+			rule := netlink.NewRule()
+			rule.Family, rule.Src, rule.Table, rule.Priority = family, ipNet(n), blackholeTable, 1000+i
+			if err := netlink.RuleAdd(rule); err != nil {
+				return fmt.Errorf("forbid ways from %s: %w", n, err)
+			}
+			hole := &netlink.Route{Dst: ipNet(n), Table: blackholeTable, Type: unix.RTN_BLACKHOLE}
+			if err := netlink.RouteAdd(hole); err != nil {
+				return fmt.Errorf("forbid ways to %s: %w", n, err)
+			}
+		}
+		return nil
+	})
+}

@@ -1,6 +1,7 @@
 package space
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -196,6 +197,39 @@ func Sleep() error {
 	for {
 		if err := unix.Pause(); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("pause: %w", err)
+		}
+	}
+}
+
+// Signal sends a signal to the very same process and waits until it has ended. No error if it has already.
+func (p Process) Signal(ctx context.Context, sig syscall.Signal) error {
+	if p.PID == 0 {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("signal process %d: %w", p.PID, err)
+	}
+	defer unix.Close(fd)
+	if !p.Alive() { // another one has its number
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("signal process %d: %w", p.PID, err)
+	}
+	for {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} // readable: it has ended
+		n, err := unix.Poll(fds, 50)
+		switch {
+		case err != nil && !errors.Is(err, unix.EINTR):
+			return fmt.Errorf("wait for process %d: %w", p.PID, err)
+		case n > 0:
+			return nil
+		case ctx.Err() != nil:
+			return fmt.Errorf("process %d does not end: %w", p.PID, ctx.Err())
 		}
 	}
 }
