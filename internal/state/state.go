@@ -81,13 +81,42 @@ type snapshot[R any] struct {
 func NewTable[R any](db *DB, name string, key func(R) string) *Table[R] {
 	t := &Table[R]{name: name, key: key}
 	t.now.Store(&snapshot[R]{rows: iradix.New[R](), changed: make(chan struct{})})
+	db.add(name, t)
+	return t
+}
+
+// view is a table that is made when somebody asks.
+type view[R any] struct {
+	list func() (rows []R, rev uint64)
+}
+
+// NewView adds a table to db that exists as rows only while it is dumped: for what its writer keeps in a more compact
+// form. List returns the rows, sorted.
+func NewView[R any](db *DB, name string, list func() (rows []R, rev uint64)) {
+	db.add(name, view[R]{list})
+}
+
+func (v view[R]) dump() ([][]byte, uint64, error) {
+	rows, rev := v.list()
+	out := make([][]byte, 0, len(rows))
+	for i := range rows {
+		b, err := json.Marshal(rows[i])
+		if err != nil {
+			return nil, 0, fmt.Errorf("row %d as JSON: %w", i, err)
+		}
+		out = append(out, b)
+	}
+	return out, rev, nil
+}
+
+// add registers a table.
+func (db *DB) add(name string, t dumper) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if _, dup := db.tables[name]; dup {
 		panic(fmt.Sprintf("state: two tables are called %q", name))
 	}
 	db.tables[name] = t
-	return t
 }
 
 // Name returns the table's name.

@@ -291,3 +291,22 @@ func keys(rows []row) string {
 	}
 	return strings.Join(ks, " ")
 }
+
+func TestViewIsMadeWhenAsked(t *testing.T) {
+	db := New()
+	rows, asked := []string{"a", "b"}, 0
+	NewView(db, "view", func() ([]string, uint64) { asked++; return rows, 7 })
+	if asked != 0 {
+		t.Error("made before anybody asked")
+	}
+	got, rev, err := db.Dump("view")
+	if err != nil || rev != 7 || len(got) != 2 || string(got[1]) != `"b"` {
+		t.Errorf("got %q, revision %d, %v", got, rev, err)
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("two tables of one name")
+		}
+	}()
+	NewView(db, "view", func() ([]string, uint64) { return nil, 0 })
+}
