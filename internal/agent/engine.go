@@ -22,8 +22,8 @@ func newEngine(cfg policy.Config) *engine {
 }
 
 // Resolve is the engine's.
-func (e *engine) Resolve(id identity.Identity) (ingress, egress *policy.Subject, err error) {
-	ingress, egress, err = e.Engine.Resolve(id)
+func (e *engine) Resolve(id identity.Identity, own []policy.NamedPort) (ingress, egress *policy.Subject, err error) {
+	ingress, egress, err = e.Engine.Resolve(id, own)
 	if err == nil {
 		e.mu.Lock()
 		e.isolated[ingress.Key], e.isolated[egress.Key] = ingress.Isolated, egress.Isolated

@@ -308,21 +308,29 @@ func (e *Endpoints) regenerate() (denied int) {
 		err             error
 	}
 	rows := slices.DeleteFunc(e.rows.List(), func(ep Endpoint) bool { return !ep.settled() || e.blocked(ep.ID) })
-	subjects := map[identity.ID]resolved{}
+	type alike struct { // endpoints of one identity, with the same named ports, have the same rules
+		id    identity.ID
+		ports string
+	}
+	same := func(ep Endpoint) alike { return alike{ep.Identity, fmt.Sprint(ep.NamedPorts)} }
 	for _, ep := range rows {
-		if _, done := subjects[ep.Identity]; done {
+		e.namePorts(ep)
+	}
+	subjects := map[alike]resolved{}
+	for _, ep := range rows {
+		if _, done := subjects[same(ep)]; done {
 			continue
 		}
 		id, err := e.identityOf(ep)
 		r := resolved{id: id, err: err}
 		if err == nil {
-			r.ingress, r.egress, r.err = e.subjectsOf(id)
+			r.ingress, r.egress, r.err = e.subjectsOf(id, ep.NamedPorts)
 		}
-		subjects[ep.Identity] = r
+		subjects[same(ep)] = r
 	}
 	var ready []Endpoint
 	for _, ep := range rows {
-		r := subjects[ep.Identity]
+		r := subjects[same(ep)]
 		// Writing one identity's subjects may have denied endpoints by the way; their rows are read again.
 		if now, ok := e.ByID(ep.ID); ok {
 			ep = now

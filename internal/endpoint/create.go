@@ -126,6 +126,11 @@ func (e *Endpoints) build(ctx context.Context, req Request) (Endpoint, error) {
 	if ep.MTU == 0 {
 		ep.MTU = e.cfg.MTU()
 	}
+	ports, err := checkPorts(req.NamedPorts)
+	if err != nil {
+		return Endpoint{}, err
+	}
+	ep.NamedPorts = ports
 	id, err := e.number(ep.Device)
 	if err != nil {
 		return Endpoint{}, err
@@ -182,7 +187,8 @@ func (e *Endpoints) ready(ep Endpoint) (Endpoint, error) {
 	if err != nil {
 		return ep, err
 	}
-	ingress, egress, err := e.subjectsOf(id)
+	e.namePorts(ep)
+	ingress, egress, err := e.subjectsOf(id, ep.NamedPorts)
 	if err != nil {
 		return ep, err
 	}
@@ -233,6 +239,7 @@ func (e *Endpoints) undo(ctx context.Context, ep Endpoint) error {
 	ep.Phase, ep.Message = Disconnecting, ""
 	e.put(ep)
 	e.point(ep.ID, "", "")
+	e.unnamePorts(ep.ID)
 	err := e.unplug(ep)
 	if err != nil {
 		ep.Message = err.Error()

@@ -29,28 +29,29 @@ const (
 
 // Endpoint is a row of the endpoints table. A value: never modified once committed.
 type Endpoint struct {
-	ID          uint16            `json:"id"` // 1..65535, unique on the node
-	ContainerID string            `json:"container-id"`
-	IfName      string            `json:"ifname"`            // in the workload
-	Netns       string            `json:"netns"`             // path
-	Network     string            `json:"network,omitempty"` // name of the CNI network that asked for it
-	Namespace   string            `json:"namespace"`
-	Pod         string            `json:"pod"`
-	Labels      labels.Labels     `json:"labels"`          // all of them
-	Security    labels.Labels     `json:"security-labels"` // those that make the identity
-	Identity    identity.ID       `json:"identity"`
-	IPv4        netip.Addr        `json:"ipv4,omitzero"`
-	IPv6        netip.Addr        `json:"ipv6,omitzero"`
-	Device      string            `json:"device"` // host side of the veth
-	Ifindex     int               `json:"ifindex"`
-	MAC         net.HardwareAddr  `json:"mac"`
-	MTU         int               `json:"mtu"`
-	Phase       Phase             `json:"phase"`
-	Message     string            `json:"message,omitempty"` // why it is not ready
-	Ingress     policy.SubjectKey `json:"ingress"`
-	Egress      policy.SubjectKey `json:"egress"`
-	Revision    uint64            `json:"revision"` // policy revision in force
-	Created     time.Time         `json:"created"`
+	ID          uint16             `json:"id"` // 1..65535, unique on the node
+	ContainerID string             `json:"container-id"`
+	IfName      string             `json:"ifname"`            // in the workload
+	Netns       string             `json:"netns"`             // path
+	Network     string             `json:"network,omitempty"` // name of the CNI network that asked for it
+	Namespace   string             `json:"namespace"`
+	Pod         string             `json:"pod"`
+	Labels      labels.Labels      `json:"labels"`          // all of them
+	Security    labels.Labels      `json:"security-labels"` // those that make the identity
+	Identity    identity.ID        `json:"identity"`
+	IPv4        netip.Addr         `json:"ipv4,omitzero"`
+	IPv6        netip.Addr         `json:"ipv6,omitzero"`
+	Device      string             `json:"device"` // host side of the veth
+	Ifindex     int                `json:"ifindex"`
+	MAC         net.HardwareAddr   `json:"mac"`
+	MTU         int                `json:"mtu"`
+	NamedPorts  []policy.NamedPort `json:"named-ports,omitempty"` // that its containers declare
+	Phase       Phase              `json:"phase"`
+	Message     string             `json:"message,omitempty"` // why it is not ready
+	Ingress     policy.SubjectKey  `json:"ingress"`
+	Egress      policy.SubjectKey  `json:"egress"`
+	Revision    uint64             `json:"revision"` // policy revision in force
+	Created     time.Time          `json:"created"`
 }
 
 // Attachment of the endpoint; without a container id when it was rebuilt from the kernel.
@@ -134,6 +135,7 @@ type Policy interface {
 	Policies() []*policy.Policy
 	CIDRs(ps []*policy.Policy) []netip.Prefix
 	UpdateIdentities(add []identity.Identity, del []identity.ID) []policy.Patch
-	Resolve(id identity.Identity) (ingress, egress *policy.Subject, err error)
+	UpdatePorts(set map[identity.ID][]policy.NamedPort) []policy.Patch
+	Resolve(id identity.Identity, own []policy.NamedPort) (ingress, egress *policy.Subject, err error)
 	Forget(key policy.SubjectKey)
 }

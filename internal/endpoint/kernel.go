@@ -21,6 +21,7 @@ type kernel struct {
 	subjects map[policy.SubjectKey]*subject  // complete in the kernel, unless broken
 	pointed  map[uint16][2]policy.SubjectKey // which ones each endpoint uses
 	sources  map[policy.Ref]uint64           // revision with which a policy came
+	ports    namedPorts
 	revision uint64
 }
 
@@ -38,7 +39,7 @@ func newKernel() kernel {
 	return kernel{
 		known: map[identity.ID]labels.Labels{}, prefixes: map[netip.Prefix]identity.ID{}, leaving: map[netip.Prefix]leaving{},
 		subjects: map[policy.SubjectKey]*subject{}, pointed: map[uint16][2]policy.SubjectKey{},
-		sources: map[policy.Ref]uint64{},
+		sources: map[policy.Ref]uint64{}, ports: newNamedPorts(),
 	}
 }
 
@@ -172,9 +173,9 @@ func (e *Endpoints) identityOf(ep Endpoint) (identity.Identity, error) {
 }
 
 // subjectsOf resolves an identity's rules and writes them completely. Nothing uses them yet, unless it did before.
-func (e *Endpoints) subjectsOf(id identity.Identity) (ingress, egress *policy.Subject, err error) {
+func (e *Endpoints) subjectsOf(id identity.Identity, own []policy.NamedPort) (ingress, egress *policy.Subject, err error) {
 	e.learn(id)
-	ingress, egress, err = e.deps.Policy.Resolve(id)
+	ingress, egress, err = e.deps.Policy.Resolve(id, own)
 	if err != nil {
 		return nil, nil, fmt.Errorf("resolve the policies of identity %d: %w", uint32(id.ID), err)
 	}

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"porin/internal/labels"
+	"porin/internal/policy"
 )
 
 // Sentinels that callers branch on.
@@ -58,6 +59,7 @@ type Request struct {
 	UID         string
 	Labels      labels.Labels // as given from outside; porin adds those that it alone may give
 	MTU         int           // 0: the node's
+	NamedPorts  []policy.NamedPort
 }
 
 // Attachment of the request.
@@ -92,6 +94,9 @@ func (r Request) Validate() error {
 		return fmt.Errorf("pod uid %q: only letters, digits, '.', '_' and '-': %w", r.UID, ErrInvalid)
 	case r.MTU < 0 || r.MTU > maxMTU || (r.MTU > 0 && r.MTU < minMTUv4):
 		return fmt.Errorf("mtu %d: between %d (IPv6: %d) and %d, or 0 for the node's: %w", r.MTU, minMTUv4, minMTUv6, maxMTU, ErrInvalid)
+	}
+	if _, err := checkPorts(r.NamedPorts); err != nil {
+		return err
 	}
 	return CheckLabels(r.Labels)
 }

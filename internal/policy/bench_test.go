@@ -85,7 +85,7 @@ func BenchmarkResolve1kRules3kIdentities(b *testing.B) {
 			e, subject := shape(b, kind)
 			b.ReportAllocs()
 			for b.Loop() {
-				in, out, err := e.Resolve(subject)
+				in, out, err := e.Resolve(subject, nil)
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -104,7 +104,7 @@ func BenchmarkIdentityAdded(b *testing.B) {
 	for _, kind := range []string{"same", "overlapping"} {
 		b.Run(kind, func(b *testing.B) {
 			e, subject := shape(b, kind)
-			if _, _, err := e.Resolve(subject); err != nil {
+			if _, _, err := e.Resolve(subject, nil); err != nil {
 				b.Fatal(err)
 			}
 			ls := []string{"bar=yes", "group=g7"}
@@ -137,7 +137,7 @@ func Benchmark20kRulesNoMatch(b *testing.B) {
 	e.UpdateIdentities(append(identity.Reserved(), subject), nil)
 	b.ReportAllocs()
 	for b.Loop() {
-		in, out, err := e.Resolve(subject)
+		in, out, err := e.Resolve(subject, nil)
 		if err != nil || in.Isolated {
 			b.Fatal(in, err)
 		}
@@ -164,7 +164,7 @@ func BenchmarkResolve1kCIDRRules(b *testing.B) {
 	e.UpdatePolicies(ps, nil)
 	b.ReportAllocs()
 	for b.Loop() {
-		in, out, err := e.Resolve(subject)
+		in, out, err := e.Resolve(subject, nil)
 		if err != nil || len(in.Peers) < 44596 {
 			b.Fatal(len(in.Peers), err)
 		}
@@ -177,14 +177,14 @@ func BenchmarkResolve1kCIDRRules(b *testing.B) {
 // BenchmarkUnchanged: what a change of policies costs per endpoint that it does not concern.
 func BenchmarkUnchanged(b *testing.B) {
 	e, subject := shape(b, "overlapping")
-	in, out, err := e.Resolve(subject)
+	in, out, err := e.Resolve(subject, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Run("keys", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if k, l := e.Keys(subject); k != in.Key || l != out.Key {
+			if k, l := e.Keys(subject, nil); k != in.Key || l != out.Key {
 				b.Fatal(k, l)
 			}
 		}
@@ -192,7 +192,7 @@ func BenchmarkUnchanged(b *testing.B) {
 	b.Run("resolve", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if again, _, _ := e.Resolve(subject); again != in {
+			if again, _, _ := e.Resolve(subject, nil); again != in {
 				b.Fatal("made anew")
 			}
 		}
@@ -217,7 +217,7 @@ func BenchmarkPolicyReplaced(b *testing.B) {
 	}
 	variants := [][]*Policy{mustParse(b, strings.Replace(docs[17], "toPorts", "toPorts ", 1)), mustParse(b, strings.Replace(docs[17], "port: ", "port: 1", 1))}
 	subject := ids[17]
-	in, _, err := e.Resolve(subject)
+	in, _, err := e.Resolve(subject, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func BenchmarkPolicyReplaced(b *testing.B) {
 	for b.Loop() {
 		n++
 		e.UpdatePolicies(variants[n%2], nil)
-		now, _, err := e.Resolve(subject)
+		now, _, err := e.Resolve(subject, nil)
 		if err != nil {
 			b.Fatal(err)
 		}

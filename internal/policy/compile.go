@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -26,14 +27,20 @@ func newRule(ref RuleRef) *rule {
 // statement is one entry of a policy, ready to be resolved.
 type statement struct {
 	rule
-	order  uint64 // tier and priority: lower decides first
+	order  uint64 // tier and priorities: lower decides first
 	effect Effect
+	audit  bool         // of a rule that only reports
+	free   bool         // no requirement narrows it
 	all    bool         // everyone, known or not
 	peers  []*selection // unless all
 	ports  []Port       // nil: every protocol and port
+	names  bool         // some of the ports have a name
+	sums   []sum        // by port: of what L7 says; nil when none says anything
 
 	mark       uint64 // scratch: the last list that it was put on
 	pos, count int32  // scratch of the flattener: place among the active, its ports that cover the current piece
+	level      int32  // scratch of the flattener: index of its order
+	views      uint8  // scratch of the flattener: in which views it counts
 }
 
 // compiled is a rule of a policy in force: whom it selects and its statements in both directions.
@@ -45,53 +52,79 @@ type compiled struct {
 
 type part struct {
 	statements []*statement
-	isolates   *rule    // nil: does not
+	requires   []*selection // all of which must hold a peer that is allowed
+	isolates   *isolator    // nil: does not
+	audit      bool
 	digest     [16]byte // of everything in the part
 }
 
-func (p *part) empty() bool { return len(p.statements) == 0 && p.isolates == nil }
+// isolator denies what is not allowed.
+type isolator struct {
+	*rule
+	audit bool
+	last  bool // after the Baseline tier, not before it
+}
 
-func order(t Tier, priority uint32) uint64 { return uint64(t)<<32 | uint64(priority) }
+func (p *part) empty() bool {
+	return len(p.statements) == 0 && p.isolates == nil && len(p.requires) == 0
+}
+
+const entryBits = 24
+
+// order puts tiers first, then the priorities of rules, then those of their entries.
+func order(t Tier, priority, entry uint32) uint64 {
+	return uint64(t)<<56 | uint64(priority)<<entryBits | uint64(min(entry, 1<<entryBits-1))
+}
+
+func tierOf(order uint64) Tier { return Tier(order >> 56) }
 
 // compile makes r ready. Selections are acquired from the engine: see release.
 func (e *Engine) compile(p *Policy, r *Rule) *compiled {
 	c := &compiled{subject: scope(r.Subject, p.Namespace, true)}
+	if r.Nodes {
+		c.subject = nodeSelector(r.Subject, true)
+	}
 	for _, d := range []verdict.Direction{verdict.Ingress, verdict.Egress} {
 		sec, part := r.Section(d), &c.parts[d]
+		part.audit = r.Audit
 		h := sha256.New()
-		for _, deny := range []bool{true, false} {
+		for _, deny := range []bool{true, false} { // Pass has rules of its own below
 			list := sec.Allow
 			if deny {
 				list = sec.Deny
 			}
 			for i, entry := range list {
-				if entry.selectsNothing() {
-					continue
+				effect := EffectAllow
+				switch {
+				case deny:
+					effect = EffectDeny
+				case entry.Auth == AuthRequired || entry.Auth == AuthTestAlwaysFail:
+					effect = EffectAuth
 				}
-				st := &statement{
-					rule: *newRule(RuleRef{
-						Policy: p.Ref, Spec: r.Spec, Index: i, Direction: d, Deny: deny, File: p.File,
-						Line: entry.Line, Description: r.Description,
-					}),
-					order: order(r.Tier, r.Priority), effect: EffectAllow, ports: entry.Ports,
-				}
-				if deny {
-					st.effect = EffectDeny
-				}
-				e.cookies.know(&st.rule)
-				e.peers(st, &entry.Peers, p.Namespace)
-				part.statements = append(part.statements, st)
-				st.digest(h.Write)
+				e.entry(p, r, part, d, effect, i, entry)
 			}
 		}
-		if sec.Isolates() {
-			part.isolates = newRule(RuleRef{
-				Policy: p.Ref, Spec: r.Spec, Index: -1, Direction: d, File: p.File, Line: r.Line,
-				Description: r.Description,
-			})
-			e.cookies.know(part.isolates)
-			fmt.Fprintf(h, "isolates %d", part.isolates.id)
+		for i, entry := range sec.Pass {
+			e.entry(p, r, part, d, EffectPass, i, entry)
 		}
+		for _, st := range part.statements {
+			st.digest(h.Write)
+		}
+		if sec.Isolates() {
+			part.isolates = &isolator{
+				rule: newRule(RuleRef{
+					Policy: p.Ref, Spec: r.Spec, Index: -1, Direction: d, File: p.File, Line: r.Line,
+					Description: r.Description,
+				}),
+				audit: r.Audit, last: r.Tier > TierNormal,
+			}
+			e.cookies.know(part.isolates.rule)
+			fmt.Fprintf(h, "isolates %d %t", part.isolates.id, part.isolates.last)
+		}
+		for _, s := range part.requires {
+			fmt.Fprintf(h, "requires %d %s", len(s.key), s.key)
+		}
+		fmt.Fprintf(h, "audit %t", r.Audit)
 		copy(part.digest[:], h.Sum(nil))
 	}
 	whole := sha256.Sum256(append(c.parts[verdict.Ingress].digest[:], c.parts[verdict.Egress].digest[:]...))
@@ -99,23 +132,69 @@ func (e *Engine) compile(p *Policy, r *Rule) *compiled {
 	return c
 }
 
+// entry adds what one entry says.
+func (e *Engine) entry(p *Policy, r *Rule, part *part, d verdict.Direction, effect Effect, place int, entry *Entry) {
+	for _, s := range entry.Requires {
+		want := scope(s, p.Namespace, false)
+		part.requires = e.adopt(part.requires, &selection{key: want.key(), want: want})
+	}
+	if entry.selectsNothing() {
+		return
+	}
+	if p.Kind == KindClusterNetworkPolicy {
+		place = entry.Index // its place in the document, among entries of other effects
+	}
+	st := &statement{
+		rule: *newRule(RuleRef{
+			Policy: p.Ref, Spec: r.Spec, Index: place, Direction: d, Deny: effect == EffectDeny, File: p.File,
+			Line: entry.Line, Description: r.Description,
+		}),
+		order: order(r.Tier, r.Priority, entry.Priority), effect: effect, audit: r.Audit, ports: entry.Ports,
+	}
+	e.cookies.know(&st.rule)
+	for i, q := range entry.Ports {
+		st.names = st.names || q.Name != ""
+		if q.L7 != nil && effect == EffectAllow {
+			if st.sums == nil {
+				st.sums = make([]sum, len(entry.Ports))
+			}
+			st.sums[i] = q.L7.sum()
+		}
+	}
+	e.peers(st, &entry.Peers, p.Namespace)
+	part.statements = append(part.statements, st)
+}
+
+// sum is a hash of what l says.
+func (l *L7) sum() sum {
+	b, err := json.Marshal(l)
+	if err != nil { // a value that JSON cannot hold, which Parse never makes: equal to nothing but itself
+		b = fmt.Appendf(nil, "%p", l)
+	}
+	return hash(b)
+}
+
+// adopt acquires s and adds it to a list, once.
+func (e *Engine) adopt(list []*selection, s *selection) []*selection {
+	s = e.acquire(s)
+	at, have := slices.BinarySearchFunc(list, s.key, func(o *selection, key string) int { return strings.Compare(o.key, key) })
+	if have {
+		s.refs--
+		return list
+	}
+	return slices.Insert(list, at, s)
+}
+
 // peers acquires the selections of an entry.
 func (e *Engine) peers(st *statement, p *Peers, namespace string) {
-	add := func(s *selection) {
-		s = e.acquire(s)
-		if slices.Contains(st.peers, s) {
-			s.refs--
-			return
-		}
-		st.peers = append(st.peers, s)
-	}
+	add := func(s *selection) { st.peers = e.adopt(st.peers, s) }
 	switch p.Kind {
 	case PeersAny:
 		st.all = true
 	case PeersEndpoints:
 		for _, s := range p.Endpoints {
 			want := scope(s, namespace, false)
-			add(&selection{key: fmt.Sprintf("labels %t %s", want.workload, want.Selector), want: want})
+			add(&selection{key: want.key(), want: want})
 		}
 	case PeersEntities:
 		for _, name := range p.Entities {
@@ -126,28 +205,45 @@ func (e *Engine) peers(st *statement, p *Peers, namespace string) {
 			add(&selection{key: "entity " + name, entity: name})
 		}
 	case PeersCIDR, PeersCIDRSet:
-		for _, c := range p.CIDRs {
+		for _, c := range e.docs.blocks(p.CIDRs) {
 			add(&selection{key: "cidr " + c.String(), cidr: c})
 		}
+	case PeersServices:
+		for _, s := range e.docs.services(p.Services) {
+			add(s)
+		}
+	case PeersNodes:
+		for _, s := range p.Nodes {
+			want := nodeSelector(s, false)
+			add(&selection{key: want.key(), want: want})
+		}
+	case PeersFQDNs:
+		for _, f := range p.FQDNs {
+			add(&selection{key: "fqdn " + f.key(), fqdn: f.key()})
+		}
 	}
-	slices.SortFunc(st.peers, func(a, b *selection) int { return strings.Compare(a.key, b.key) })
 }
 
 // digest writes everything that the statement decides.
 func (st *statement) digest(write func([]byte) (int, error)) {
 	b := binary.BigEndian.AppendUint64(nil, st.id)
 	b = binary.BigEndian.AppendUint64(b, st.order)
-	b = append(b, byte(st.effect), byte(b2i(st.all)))
+	b = append(b, byte(st.effect), byte(b2i(st.all)), byte(b2i(st.audit)))
 	b = binary.BigEndian.AppendUint32(b, uint32(len(st.peers)))
 	for _, s := range st.peers {
 		b = binary.BigEndian.AppendUint32(b, uint32(len(s.key)))
 		b = append(b, s.key...)
 	}
 	b = append(b, byte(b2i(st.ports == nil)))
-	for _, p := range st.ports {
-		b = append(b, p.Proto, byte(b2i(p.Any)), byte(b2i(p.AnyProto)))
+	for i, p := range st.ports {
+		b = append(b, p.Proto, byte(b2i(p.Any)), byte(b2i(p.AnyProto)), byte(b2i(p.L7 != nil)))
 		b = binary.BigEndian.AppendUint16(b, p.First)
 		b = binary.BigEndian.AppendUint16(b, p.Last)
+		b = binary.BigEndian.AppendUint32(b, uint32(len(p.Name)))
+		b = append(b, p.Name...)
+		if p.L7 != nil && st.sums != nil {
+			b = append(b, st.sums[i][:]...)
+		}
 	}
 	_, _ = write(binary.BigEndian.AppendUint32(b, uint32(len(st.ports))))
 }

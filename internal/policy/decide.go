@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"slices"
+
 	"porin/internal/identity"
 	"porin/internal/verdict"
 )
@@ -13,22 +15,32 @@ type Decision struct {
 }
 
 // Decide tells what happens to a new connection, or to an ICMP message with its type as port. It asks the rules in
-// force about these two identities; neither needs to be known to UpdateIdentities.
+// force about these two identities; neither needs to be known to UpdateIdentities. The receiver has the named ports that
+// UpdatePorts gave its identity.
 func (e *Engine) Decide(from, to identity.Identity, proto uint8, port uint16) Decision {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.decide(&from, &to, e.ports.of(to.ID), proto, port)
+}
+
+// DecideAt is Decide for a receiver with named ports of its own, whatever others of its identity have.
+func (e *Engine) DecideAt(from, to identity.Identity, own []NamedPort, proto uint8, port uint16) Decision {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.decide(&from, &to, own, proto, port)
+}
+
+func (e *Engine) decide(from, to *identity.Identity, own []NamedPort, proto uint8, port uint16) Decision {
 	e.sweep()
 	d := Decision{
-		Egress:  e.judge(&from, &to, verdict.Egress, proto, port),
-		Ingress: e.judge(&to, &from, verdict.Ingress, proto, port),
+		Egress:  e.judge(from, to, nil, verdict.Egress, proto, port),
+		Ingress: e.judge(to, from, own, verdict.Ingress, proto, port),
 	}
 	d.Action = verdict.Allow
-	for _, v := range []PortVerdict{d.Egress, d.Ingress} {
-		switch {
-		case v.Action == verdict.Deny:
-			d.Action = verdict.Deny
-		case v.Action == verdict.Redirect && d.Action == verdict.Allow:
-			d.Action = verdict.Redirect
+	for _, a := range []verdict.Action{verdict.Deny, verdict.Redirect, verdict.Audit} { // the strictest of both
+		if d.Egress.Action == a || d.Ingress.Action == a {
+			d.Action = a
+			break
 		}
 	}
 	if d.Action == verdict.Deny && e.cfg.Audit {
@@ -38,27 +50,33 @@ func (e *Engine) Decide(from, to identity.Identity, proto uint8, port uint16) De
 }
 
 // judge is one direction of Decide: the subject's class for that one peer, flattened.
-func (e *Engine) judge(subject, peer *identity.Identity, d verdict.Direction, proto uint8, port uint16) PortVerdict {
-	if !judged(subject) {
+func (e *Engine) judge(subject, peer *identity.Identity, own []NamedPort, d verdict.Direction, proto uint8, port uint16) PortVerdict {
+	groups := e.groups(subject)
+	if !judged(subject, groups) {
 		return PortVerdict{Action: verdict.Allow, Cookie: e.cookies.name(e.implicit[d].outside)}
 	}
-	r := e.prepare(e.plan(subject, e.groups(subject), d))
+	r := e.prepare(e.plan(subject, groups, d, own))
 	list := e.start(r)
 	for i, s := range r.selections {
 		if s.matches(peer, &e.cfg) {
 			list = e.add(list, r.naming[i])
+			e.met(r, int32(i))
 		}
 	}
 	e.scratch.list = list
-	if v, ok := e.flatten(r, list).Lookup(proto, port); ok {
+	if v, ok := e.flatten(r, list, relevant(e.ports.of(peer.ID), r.names)).Lookup(proto, port); ok {
 		return v
 	}
 	return PortVerdict{Action: verdict.Deny, Cookie: r.def}
 }
 
-// judged tells whether an identity can be an endpoint of porin, whose traffic is judged at its device.
-func judged(i *identity.Identity) bool {
-	if i.Prefix.IsValid() {
+// judged tells whether an identity can be an endpoint of porin, whose traffic is judged at its device, or is this node
+// and rules for nodes select it.
+func judged(i *identity.Identity, groups []*group) bool {
+	if slices.ContainsFunc(groups, func(g *group) bool { return g.subject.among == thisNode }) {
+		return true
+	}
+	if i.Prefix.IsValid() || isNode(i) {
 		return false
 	}
 	switch i.ID {

@@ -52,12 +52,15 @@ type Engine struct {
 	mu         sync.Mutex
 	policies   map[Ref]*Policy
 	rules      map[Ref][]*compiled
+	docs       documents
 	subjects   subjects
 	selections selections
 	people     people
+	ports      numbers
 	resolved   map[SubjectKey]*resolved
 	tables     tables
 	cookies    cookies
+	l7         l7sets
 	flat       flattener
 	scratch    scratch
 	swept      int // tables and cookies after the last sweep
@@ -71,6 +74,7 @@ type implicit struct {
 	init      *rule      // isolates
 	outside   *rule      // of a side that is no endpoint of porin
 	overflow  *rule      // denies a peer that came after MaxRows was reached
+	conflict  *rule      // denies what two rules want read by different parsers
 	localhost *statement // nil: none
 }
 
@@ -85,12 +89,15 @@ func NewEngine(cfg Config) *Engine {
 		rules:      map[Ref][]*compiled{},
 		subjects:   subjects{byKey: map[string]*group{}},
 		selections: selections{byKey: map[string]*selection{}, byBlock: map[netip.Prefix][]*selection{}},
+		docs:       newDocuments(),
 		people:     newPeople(),
+		ports:      newPorts(),
+		l7:         l7sets{byID: map[uint32]*l7set{}},
 		resolved:   map[SubjectKey]*resolved{},
 		tables:     tables{bySum: map[sum]*Table{}},
 		cookies:    cookies{lists: map[Cookie]ruleSet{}, refs: map[uint64]RuleRef{}},
 	}
-	e.flat.cookies = &e.cookies
+	e.flat.cookies, e.flat.l7 = &e.cookies, &e.l7
 	for _, d := range []verdict.Direction{verdict.Ingress, verdict.Egress} {
 		named := func(name string) *rule {
 			r := newRule(RuleRef{Policy: Ref{Kind: KindPorin, Name: name}, Spec: -1, Index: -1, Direction: d})
@@ -102,48 +109,64 @@ func NewEngine(cfg Config) *Engine {
 		im.open, im.never = named("no policy isolates it"), named("enforcement never: rules are ignored")
 		im.always, im.init = named("enforcement always: isolated"), named("reserved:init: isolated")
 		im.outside, im.overflow = named("not an endpoint: not judged"), named("policy too large: denied")
+		im.conflict = named("layer 7 rules of different kinds for one peer and port: denied")
 		if d == verdict.Ingress && cfg.AllowLocalhost != LocalhostPolicy {
 			host := e.acquire(&selection{key: "entity host", entity: "host"})
-			im.localhost = &statement{rule: *named("allow-localhost"), effect: EffectAllow, order: order(TierNormal, 0), peers: []*selection{host}}
+			im.localhost = &statement{rule: *named("allow-localhost"), effect: EffectAllow, free: true, order: order(TierNormal, 0, 0), peers: []*selection{host}}
 		}
 	}
 	return e
 }
 
-// UpdatePolicies puts and deletes policies as one change. Subjects resolved before stay as they are, and are patched,
-// until they are forgotten; Resolve again to learn which endpoints have new ones.
+// UpdatePolicies puts and deletes policies as one change, with the groups, services and slices that rules refer to.
+// Subjects resolved before stay as they are, and are patched, until they are forgotten; Resolve again to learn which
+// endpoints have new ones.
 func (e *Engine) UpdatePolicies(put []*Policy, del []Ref) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	todo, moved := map[Ref]bool{}, []reference{}
 	for _, ref := range del {
-		e.deletePolicy(ref)
+		moved = append(moved, e.docs.remove(e.policies[ref])...)
+		e.docs.await(ref, nil)
+		delete(e.policies, ref)
+		todo[ref] = true
 	}
 	for _, p := range put {
-		old := e.rules[p.Ref]
-		list := make([]*compiled, 0, len(p.Rules))
-		for _, r := range p.Rules {
-			c := e.compile(p, r) // before the old one goes: shared selections keep their members
-			e.subjects.add(c)
-			list = append(list, c)
+		moved = append(moved, e.docs.put(p, e.policies[p.Ref])...)
+		e.docs.await(p.Ref, p)
+		e.policies[p.Ref] = p
+		todo[p.Ref] = true
+	}
+	for _, r := range moved {
+		for ref := range e.docs.waiting[r] {
+			todo[ref] = true
+		}
+	}
+	for ref := range todo {
+		old := e.rules[ref]
+		var list []*compiled
+		if p := e.policies[ref]; p != nil {
+			for _, r := range p.Rules {
+				c := e.compile(p, r) // before the old one goes: shared selections keep their members
+				e.subjects.add(c)
+				list = append(list, c)
+			}
 		}
 		e.deleteRules(old)
-		e.policies[p.Ref], e.rules[p.Ref] = p, list
+		if e.rules[ref] = list; list == nil {
+			delete(e.rules, ref)
+		}
 	}
 	e.sweep()
-}
-
-func (e *Engine) deletePolicy(ref Ref) {
-	e.deleteRules(e.rules[ref])
-	delete(e.rules, ref)
-	delete(e.policies, ref)
 }
 
 func (e *Engine) deleteRules(list []*compiled) {
 	for _, c := range list {
 		e.subjects.remove(c)
 		for d := range c.parts {
+			e.release(c.parts[d].requires)
 			for _, st := range c.parts[d].statements {
-				e.release(st)
+				e.release(st.peers)
 			}
 		}
 	}
@@ -163,25 +186,6 @@ func (e *Engine) Policies() []*Policy {
 	return out
 }
 
-// CIDRs returns every block that ps name, excepts included, each once. Each needs an identity before ps come into
-// force: a block without one is judged as the bigger block around it.
-func (e *Engine) CIDRs(ps []*Policy) []netip.Prefix {
-	var out []netip.Prefix
-	for _, p := range ps {
-		for _, r := range p.Rules {
-			for _, sec := range []*Section{&r.Ingress, &r.Egress} {
-				for _, entry := range slices.Concat(sec.Allow, sec.Deny) {
-					for _, c := range entry.Peers.CIDRs {
-						out = append(append(out, c.Prefix), c.Except...)
-					}
-				}
-			}
-		}
-	}
-	slices.SortFunc(out, comparePrefix)
-	return slices.Compact(out)
-}
-
 // acquire returns the selection in use that is the same as s, or puts s to use.
 func (e *Engine) acquire(s *selection) *selection {
 	if have, ok := e.selections.byKey[s.key]; ok {
@@ -193,9 +197,9 @@ func (e *Engine) acquire(s *selection) *selection {
 	return s
 }
 
-// release gives back what a statement acquired.
-func (e *Engine) release(st *statement) {
-	for _, s := range st.peers {
+// release gives back what a statement or a subject acquired.
+func (e *Engine) release(list []*selection) {
+	for _, s := range list {
 		if s.refs--; s.refs == 0 {
 			e.selections.drop(s)
 		}
@@ -277,14 +281,20 @@ func (e *Engine) removeIdentity(id identity.ID, ch changes) {
 	if !ok {
 		return
 	}
+	drop := func(r *resolved) {
+		if r.peer(n) != nil {
+			r.setPeer(n, nil)
+			ch.del(r, id)
+		}
+	}
 	for _, s := range e.selections.holding(&e.people.slots[n].Identity, &e.cfg) {
 		s.members = less(s.members, n)
 		for _, u := range s.users {
-			if u.subject.peer(n) != nil {
-				u.subject.setPeer(n, nil)
-				ch.del(u.subject, id)
-			}
+			drop(u.subject)
 		}
+	}
+	for r := range e.ports.subjects { // everyone's ports by name
+		drop(r)
 	}
 	e.people.remove(n, &e.cfg)
 }
@@ -298,9 +308,19 @@ func (e *Engine) addIdentity(i *identity.Identity, ch changes) {
 		e.removeIdentity(i.ID, ch)
 	}
 	n := e.people.add(i, &e.cfg)
-	var touched []*resolved
-	for _, s := range e.selections.holding(i, &e.cfg) {
+	held := e.selections.holding(i, &e.cfg)
+	for _, s := range held {
 		s.members = with(s.members, n)
+	}
+	e.place(n, held, ch)
+}
+
+// place gives an identity, held by these selections, the rows that it should have.
+func (e *Engine) place(n int32, held []*selection, ch changes) {
+	id := e.people.slots[n].ID
+	ports := e.ports.of(id)
+	var touched []*resolved
+	for _, s := range held {
 		for _, u := range s.users {
 			if len(u.subject.pending) == 0 {
 				touched = append(touched, u.subject)
@@ -308,14 +328,34 @@ func (e *Engine) addIdentity(i *identity.Identity, ch changes) {
 			u.subject.pending = append(u.subject.pending, u.index)
 		}
 	}
+	if ports != nil {
+		for r := range e.ports.subjects {
+			if len(r.pending) == 0 {
+				touched = append(touched, r)
+			}
+		}
+	}
 	for _, r := range touched {
 		slices.Sort(r.pending)
-		t := e.classTable(r, r.pending)
+		t := e.classTable(r, r.pending, relevant(ports, r.names))
 		r.pending = r.pending[:0]
-		if t != r.other {
-			r.setPeer(n, t)
-			ch.put(r, i.ID, t)
-		}
+		e.setRow(r, n, id, t, ch)
+	}
+}
+
+// setRow makes t the table of an identity.
+func (e *Engine) setRow(r *resolved, n int32, id identity.ID, t *Table, ch changes) {
+	if t == r.other {
+		t = nil
+	}
+	switch {
+	case t == r.peer(n):
+	case t == nil:
+		r.setPeer(n, nil)
+		ch.del(r, id)
+	default:
+		r.setPeer(n, t)
+		ch.put(r, id, t)
 	}
 }
 

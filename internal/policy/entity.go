@@ -19,7 +19,7 @@ func EntityNames() []string {
 // isWorkload tells whether i stands for pods, containers or processes: what endpoint selectors select unless they ask
 // for a reserved label. Reserved identities and addresses outside the cluster are not workloads.
 func isWorkload(i *identity.Identity) bool {
-	if i.ID < identity.MinCluster || i.ID.IsLocal() || i.Prefix.IsValid() {
+	if i.ID < identity.MinCluster || i.ID >= identity.ScopeLocal || i.Prefix.IsValid() {
 		return false
 	}
 	for _, l := range i.Labels {
@@ -30,9 +30,15 @@ func isWorkload(i *identity.Identity) bool {
 	return true
 }
 
+// remoteNodes is the top byte of the numbers that stand for other nodes.
+const remoteNodes = 2
+
+// isNode tells whether i stands for this node or another.
+func isNode(i *identity.Identity) bool { return is(i, identity.Host) || is(i, identity.RemoteNode) }
+
 // is tells whether i is the reserved identity, by number or by label.
 func is(i *identity.Identity, id identity.ID) bool {
-	if i.ID == id {
+	if i.ID == id || id == identity.RemoteNode && i.ID>>24 == remoteNodes {
 		return true
 	}
 	name := strings.TrimPrefix(id.String(), "reserved:")

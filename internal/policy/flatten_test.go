@@ -9,8 +9,8 @@ import (
 	"porin/internal/verdict"
 )
 
-// naive judges one packet by reading every statement: tiers in order, priorities in order, deny before allow before
-// pass; pass goes on with the next tier.
+// naive judges one packet by reading every statement: tiers in order, priorities in order, deny before unmet demands
+// before allow before pass; pass goes on with the next tier, and what isolates comes before the last one.
 func naive(sts []*statement, isolated bool, proto uint8, port uint16) (action verdict.Action, explicit bool, by []uint64) {
 	fits := func(s *statement) bool {
 		if s.ports == nil {
@@ -35,10 +35,13 @@ func naive(sts []*statement, isolated bool, proto uint8, port uint16) (action ve
 	slices.Sort(sorted)
 	passed := -1
 	for _, o := range sorted {
-		if int(o>>32) == passed {
+		if int(o>>56) == passed {
 			continue
 		}
-		for _, e := range []Effect{EffectDeny, EffectAllow, EffectPass} {
+		if o>>56 == uint64(TierBaseline) && isolated {
+			break
+		}
+		for _, e := range []Effect{EffectDeny, EffectAuth, EffectAllow, EffectPass} {
 			var who []uint64
 			for _, s := range sts {
 				if s.order == o && s.effect == e && fits(s) {
@@ -49,11 +52,11 @@ func naive(sts []*statement, isolated bool, proto uint8, port uint16) (action ve
 				continue
 			}
 			if e == EffectPass {
-				passed = int(o >> 32)
+				passed = int(o >> 56)
 				break
 			}
 			slices.Sort(who)
-			return map[Effect]verdict.Action{EffectDeny: verdict.Deny, EffectAllow: verdict.Allow}[e], e == EffectDeny, who
+			return map[Effect]verdict.Action{EffectDeny: verdict.Deny, EffectAuth: verdict.Deny, EffectAllow: verdict.Allow}[e], e == EffectDeny, who
 		}
 	}
 	if !isolated {
@@ -69,17 +72,17 @@ func TestFlatten(t *testing.T) {
 	for range 4000 {
 		c := cookies{lists: map[Cookie]ruleSet{}, refs: map[uint64]RuleRef{}}
 		isolated := g.chance(60)
-		f := flattener{cookies: &c, nothing: PortVerdict{Cookie: c.name(&rule{id: 8888})}}
-		if f.silence = f.nothing; !isolated {
+		f := flattener{cookies: &c, nothing: PortVerdict{Cookie: c.name(&rule{id: 8888})}, met: [2]bool{true, true}}
+		if f.views[0] = (view{silence: f.nothing, normal: true}); !isolated {
 			f.nothing.Cookie = 0
-			f.silence = PortVerdict{Action: verdict.Allow, Cookie: c.name(&rule{id: 9999})}
+			f.views[0] = view{silence: PortVerdict{Action: verdict.Allow, Cookie: c.name(&rule{id: 9999})}}
 		}
 		var sts []*statement
 		edges := []uint16{0, 1, 65534, 65535}
 		for n := range g.IntN(9) {
 			s := &statement{
-				rule: rule{id: uint64(n) + 1}, effect: pick(g, EffectAllow, EffectAllow, EffectDeny, EffectPass),
-				order: order(pick(g, TierAdmin, TierNormal, TierNormal, TierBaseline), uint32(g.IntN(2))),
+				rule: rule{id: uint64(n) + 1}, effect: pick(g, EffectAllow, EffectAllow, EffectDeny, EffectPass, EffectAuth),
+				order: order(pick(g, TierAdmin, TierNormal, TierNormal, TierBaseline), uint32(g.IntN(2)), uint32(g.IntN(2))),
 			}
 			g.some(4, func() {
 				p := Port{Proto: pick[uint8](g, 6, 6, 17, 1)}
@@ -128,7 +131,7 @@ func TestFlatten(t *testing.T) {
 func show(sts []*statement) string {
 	var b strings.Builder
 	for _, s := range sts {
-		fmt.Fprintf(&b, "\n  %d tier %d priority %d effect %d %+v", s.id, s.order>>32, uint32(s.order), s.effect, s.ports)
+		fmt.Fprintf(&b, "\n  %d tier %d priority %d effect %d %+v", s.id, tierOf(s.order), s.order<<8>>8, s.effect, s.ports)
 	}
 	return b.String()
 }

@@ -3,7 +3,6 @@ package policy
 import (
 	"bytes"
 	"crypto/sha256"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -24,9 +23,19 @@ type group struct {
 // groupPart is what the rules of a group say in one direction, together.
 type groupPart struct {
 	statements []*statement
-	isolates   []*rule
+	isolates   []*isolator
+	requires   []requirement
+	names      []string // of ports
+	audit      bool     // some of it only reports
+	baseline   bool     // some of it is of the Baseline tier and may deny
 	digest     sum
 	empty      bool
+}
+
+// requirement narrows what is allowed to the peers that a selection holds.
+type requirement struct {
+	*selection
+	audit bool
 }
 
 // subjects finds the groups that select an identity.
@@ -36,7 +45,7 @@ type subjects struct {
 }
 
 func (x *subjects) add(c *compiled) {
-	key := fmt.Sprintf("%t %s", c.subject.workload, c.subject.Selector)
+	key := c.subject.key()
 	g, ok := x.byKey[key]
 	if !ok {
 		g = &group{key: key, subject: c.subject, rules: map[*compiled]bool{}}
@@ -47,7 +56,7 @@ func (x *subjects) add(c *compiled) {
 }
 
 func (x *subjects) remove(c *compiled) {
-	g := x.byKey[fmt.Sprintf("%t %s", c.subject.workload, c.subject.Selector)]
+	g := x.byKey[c.subject.key()]
 	delete(g.rules, c)
 	g.stale = true
 	if len(g.rules) == 0 {
@@ -83,9 +92,24 @@ func (g *group) part(d verdict.Direction) *groupPart {
 					continue
 				}
 				p.empty = false
+				p.audit = p.audit || part.audit
 				p.statements = append(p.statements, part.statements...)
 				if part.isolates != nil {
 					p.isolates = append(p.isolates, part.isolates)
+				}
+				for _, s := range part.requires {
+					p.requires = append(p.requires, requirement{s, part.audit})
+				}
+				for _, st := range part.statements {
+					p.baseline = p.baseline || tierOf(st.order) > TierNormal && st.effect >= EffectAuth
+					if !st.names {
+						continue
+					}
+					for _, q := range st.ports {
+						if at, have := slices.BinarySearch(p.names, q.Name); q.Name != "" && !have {
+							p.names = slices.Insert(p.names, at, q.Name)
+						}
+					}
 				}
 				h.Write(part.digest[:])
 			}

@@ -110,7 +110,7 @@ func TestManyPorts(t *testing.T) {
 	}
 	e := NewEngine(Config{})
 	e.UpdatePolicies(mustParse(t, "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\nspecs:\n"+strings.Join(specs, "\n")), nil)
-	in, _, err := e.Resolve(workload(1000, "app=a"))
+	in, _, err := e.Resolve(workload(1000, "app=a"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +170,7 @@ func TestHugeSubject(t *testing.T) {
 	}
 	e.UpdateIdentities(ids, nil)
 	e.UpdatePolicies(ps, nil)
-	_, out, err := e.Resolve(workload(1000, "app=a"))
+	_, out, err := e.Resolve(workload(1000, "app=a"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +211,7 @@ func TestTooLarge(t *testing.T) {
 	subject := workload(5000, "app=db")
 	e.UpdatePolicies(ps, nil)
 	e.UpdateIdentities(ids, nil)
-	if _, _, err := e.Resolve(subject); !errors.Is(err, ErrTooLarge) {
+	if _, _, err := e.Resolve(subject, nil); !errors.Is(err, ErrTooLarge) {
 		t.Fatalf("error %v, want ErrTooLarge", err)
 	}
 	var del []identity.ID
@@ -219,7 +219,7 @@ func TestTooLarge(t *testing.T) {
 		del = append(del, i.ID)
 	}
 	e.UpdateIdentities(nil, del)
-	in, _, err := e.Resolve(subject)
+	in, _, err := e.Resolve(subject, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,17 +269,17 @@ func TestUntouchedSubjectsStay(t *testing.T) {
 	for _, app := range []string{"web", "db"} {
 		e.UpdatePolicies(mustParse(t, document(app, "app: "+app, []string{"{fromEndpoints: [{matchLabels: {app: web}}]}"})), nil)
 	}
-	before, _, _ := e.Resolve(web)
-	other, _, _ := e.Resolve(dbase)
+	before, _, _ := e.Resolve(web, nil)
+	other, _, _ := e.Resolve(dbase, nil)
 	changed, err := Parse("elsewhere.yaml", []byte("# moved\n"+document("db", "app: db", []string{"{fromEndpoints: [{matchLabels: {app: db}}]}"})))
 	if err != nil {
 		t.Fatal(err)
 	}
 	e.UpdatePolicies(changed, nil)
-	if after, _, _ := e.Resolve(web); after != before {
+	if after, _, _ := e.Resolve(web, nil); after != before {
 		t.Error("the subject of a pod that the change does not concern was made anew")
 	}
-	now, _, _ := e.Resolve(dbase)
+	now, _, _ := e.Resolve(dbase, nil)
 	if now.Key == other.Key {
 		t.Error("a changed rule kept the subject's key")
 	}
@@ -288,7 +288,7 @@ func TestUntouchedSubjectsStay(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.UpdatePolicies(again, nil)
-	if same, _, _ := e.Resolve(dbase); same != now {
+	if same, _, _ := e.Resolve(dbase, nil); same != now {
 		t.Error("the same rule from another file made a new subject")
 	}
 	if r := e.Explain(now.Default); len(r) != 1 || r[0].File != "third.yaml" {
@@ -320,11 +320,11 @@ func TestKeysDiffer(t *testing.T) {
 				e := NewEngine(Config{})
 				e.UpdatePolicies(mustParse(t, doc), nil)
 				subject := pod(t, 1000, "k8s:app=db", "k8s:io.kubernetes.pod.namespace=red")
-				in, out, err := e.Resolve(subject)
+				in, out, err := e.Resolve(subject, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if k, l := e.Keys(subject); k != in.Key || l != out.Key {
+				if k, l := e.Keys(subject, nil); k != in.Key || l != out.Key {
 					t.Errorf("Keys says %s and %s, Resolve %s and %s", k, l, in.Key, out.Key)
 				}
 				if keys[out.Key] == "" {
@@ -345,7 +345,7 @@ func TestNoUselessRows(t *testing.T) {
 	e.UpdatePolicies(mustParse(t, red(db+"ingressDeny: [{fromEntities: [all]}]\ningress: [{fromEndpoints: [{matchLabels: {app: web}}]}]")), nil)
 	web := pod(t, 1001, "k8s:app=web", "k8s:io.kubernetes.pod.namespace=red")
 	subject := pod(t, 1000, "k8s:app=db", "k8s:io.kubernetes.pod.namespace=red")
-	in, _, err := e.Resolve(subject)
+	in, _, err := e.Resolve(subject, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -353,7 +353,7 @@ func TestNoUselessRows(t *testing.T) {
 		t.Errorf("patches %v, want none", p)
 	}
 	e.Forget(in.Key)
-	if in, _, _ = e.Resolve(subject); len(in.Peers) != 0 {
+	if in, _, _ = e.Resolve(subject, nil); len(in.Peers) != 0 {
 		t.Errorf("rows %v, want none", in.Peers)
 	}
 }
@@ -363,7 +363,7 @@ func TestForgotten(t *testing.T) {
 	e := NewEngine(Config{})
 	ps := mustParse(t, document("p", "app: db", []string{"{fromEndpoints: [{matchLabels: {app: web}}]}", "{fromCIDR: [10.0.0.0/8]}"}))
 	e.UpdatePolicies(ps, nil)
-	in, out, err := e.Resolve(workload(999, "app=db"))
+	in, out, err := e.Resolve(workload(999, "app=db"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -447,7 +447,7 @@ func TestConcurrent(t *testing.T) {
 				case 2:
 					e.UpdateIdentities([]identity.Identity{workload(9000+n, "bar=yes", "group=g1")}, []identity.ID{identity.ID(9000 + (n+1)%4)})
 				case 3:
-					in, out, err := e.Resolve(subject)
+					in, out, err := e.Resolve(subject, nil)
 					if err != nil {
 						t.Error(err)
 						return
@@ -472,7 +472,7 @@ func TestConcurrent(t *testing.T) {
 
 // TestUnknownSubject: an identity that is nobody cannot be resolved.
 func TestUnknownSubject(t *testing.T) {
-	if _, _, err := NewEngine(Config{}).Resolve(identity.Identity{}); err == nil {
+	if _, _, err := NewEngine(Config{}).Resolve(identity.Identity{}, nil); err == nil {
 		t.Error("nobody has a policy")
 	}
 }
@@ -484,7 +484,7 @@ func TestAudit(t *testing.T) {
 	if d.Action != verdict.Audit || d.Ingress.Action != verdict.Deny {
 		t.Errorf("decision %s, ingress %s; want audit, deny", d.Action, d.Ingress.Action)
 	}
-	in, _, err := c.e.Resolve(c.who["db"])
+	in, _, err := c.e.Resolve(c.who["db"], nil)
 	if err != nil || in.Lookup(c.who["web"].ID, ProtoTCP, 80).Action != verdict.Deny {
 		t.Errorf("the subject's verdict is not deny; %v", err)
 	}
@@ -519,7 +519,7 @@ func TestOneStack(t *testing.T) {
 	e.UpdateIdentities(identity.Reserved(), nil)
 	e.UpdatePolicies(mustParse(t, red(db+"egress: [{toCIDR: [0.0.0.0/0]}]")), nil)
 	subject := identity.Identity{ID: 1000, Labels: labels.New(labels.Label{Source: "k8s", Key: "app", Value: "db"}, labels.Label{Source: "k8s", Key: labels.KeyNamespace, Value: "red"})}
-	_, out, err := e.Resolve(subject)
+	_, out, err := e.Resolve(subject, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

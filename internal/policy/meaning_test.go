@@ -75,20 +75,20 @@ func (c *cast) ask(lines string) {
 		}
 		d := c.e.Decide(from, to, proto, port)
 		action, cookies := d.Action, []Cookie{d.Egress.Cookie, d.Ingress.Cookie}
-		_, out, err := c.e.Resolve(from)
+		_, out, err := c.e.Resolve(from, nil)
 		if err != nil {
 			c.t.Fatal(err)
 		}
-		in, _, err := c.e.Resolve(to)
+		in, _, err := c.e.Resolve(to, nil)
 		if err != nil {
 			c.t.Fatal(err)
 		}
-		if judged(&from) {
+		if c.e.Judges(from) {
 			if v := out.Lookup(to.ID, proto, port); v != d.Egress {
 				c.t.Errorf("%s: subject says %+v, Decide %+v", line, v, d.Egress)
 			}
 		}
-		if judged(&to) {
+		if c.e.Judges(to) {
 			if v := in.Lookup(from.ID, proto, port); v != d.Ingress {
 				c.t.Errorf("%s: subject says %+v, Decide %+v", line, v, d.Ingress)
 			}
@@ -407,7 +407,7 @@ func TestMeaningWorldOfOneFamily(t *testing.T) {
 			}
 			web := pod(t, 1001, "k8s:app=web", "k8s:io.kubernetes.pod.namespace=red")
 			world := identity.Reserved()[identity.World-1]
-			_, out, err := e.Resolve(web)
+			_, out, err := e.Resolve(web, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

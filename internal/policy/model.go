@@ -82,6 +82,7 @@ type Effect uint8
 const (
 	EffectPass Effect = iota // the next tier decides
 	EffectAllow
+	EffectAuth // would allow, but demands what nobody proves: denies
 	EffectDeny
 )
 
@@ -258,7 +259,7 @@ func (r RuleRef) String() string {
 	if r.Index < 0 {
 		return s
 	}
-	if r.Deny {
+	if r.Deny && r.Policy.Kind != KindClusterNetworkPolicy { // its one list says of each entry what it does
 		s += "Deny"
 	}
 	return fmt.Sprintf("%s[%d]", s, r.Index)

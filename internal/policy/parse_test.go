@@ -49,7 +49,7 @@ func TestStarWars(t *testing.T) {
 	xwing := pod(t, 1002, ns, "k8s:org=alliance", "k8s:class=xwing")
 	e.UpdateIdentities(append(identity.Reserved(), death, tie, xwing), nil)
 	e.UpdatePolicies(ps, nil)
-	in, out, err := e.Resolve(death)
+	in, out, err := e.Resolve(death, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -104,6 +104,8 @@ func (p *people) members(s *selection, cfg *Config) []int32 {
 		for _, slots := range p.blocks.Subnets(s.cidr.Prefix) {
 			try(slots)
 		}
+	case s.fqdn != "":
+		try(p.byLabel[anchor{key: s.fqdn}])
 	case s.entity == "" && len(as) > 0 && !as[0].exists:
 		for _, a := range as {
 			try(p.byLabel[a])

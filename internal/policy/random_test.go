@@ -209,7 +209,7 @@ func (w *world) parsed(ps []oPolicy) []*Policy {
 func (w *world) resolve() {
 	for _, id := range slices.Sorted(maps.Keys(w.identities)) {
 		i := w.identities[id]
-		in, out, err := w.engine.Resolve(i.real())
+		in, out, err := w.engine.Resolve(i.real(), nil)
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -388,11 +388,11 @@ func (w *world) fresh() {
 		e.UpdatePolicies(nil, []Ref{extra[0].Ref})
 	}
 	for _, i := range ids {
-		in, out, err := w.engine.Resolve(i)
+		in, out, err := w.engine.Resolve(i, nil)
 		if err != nil {
 			w.t.Fatal(err)
 		}
-		in2, out2, err := e.Resolve(i)
+		in2, out2, err := e.Resolve(i, nil)
 		if err != nil {
 			w.t.Fatal(err)
 		}

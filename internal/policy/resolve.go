@@ -16,11 +16,14 @@ type resolved struct {
 	direction  verdict.Direction
 	isolated   bool
 	def        Cookie
-	silence    PortVerdict // where no statement decides
+	views      [2]view // what is in force, and what would be if rules that only report were
+	two        bool    // they differ
 	statements []*statement
 	everyone   []*statement   // those for everyone
 	selections []*selection   // distinct, of the others
 	naming     [][]*statement // by selection: the statements that name it
+	required   []uint8        // by selection: the views in which it narrows what is allowed; nil: none does
+	names      []string       // of ports that peers have; nil: the rules use none
 	other      *Table         // Subject.Else
 	peers      []*Table       // by slot; nil: as everyone else
 	classes    map[string]*Table
@@ -57,12 +60,21 @@ func (r *resolved) count() int {
 	return n
 }
 
+// view is one reading of a subject's rules.
+type view struct {
+	silence PortVerdict // where no statement decides
+	normal  bool        // it comes before the Baseline tier
+	needs   int         // selections that must hold whoever is allowed
+}
+
 // scratch is reused from one resolve to the next.
 type scratch struct {
-	class []int32 // by slot
-	nodes []node
-	list  []*statement
-	mark  uint64 // number of the list
+	class  []int32 // by slot
+	nodes  []node
+	having []having
+	list   []*statement
+	mark   uint64 // number of the list
+	met    [2]int // requirements that its class satisfies, by view
 }
 
 // node is a class of identities: those held by the selection and by all of the parents' and by no other. The class 0
@@ -75,17 +87,18 @@ type node struct {
 	table     *Table
 }
 
-// Resolve returns what the policies say about an identity in both directions. Subjects with equal keys are equal: of
-// two endpoints, or of one before and after a change. The result is a snapshot: UpdateIdentities does not change it.
-func (e *Engine) Resolve(id identity.Identity) (ingress, egress *Subject, err error) {
+// Resolve returns what the policies say about an identity in both directions; own are the named ports of the workload
+// that is asked about, whatever others of its identity have. Subjects with equal keys are equal: of two endpoints, or
+// of one before and after a change. The result is a snapshot: UpdateIdentities and UpdatePorts do not change it.
+func (e *Engine) Resolve(id identity.Identity, own []NamedPort) (ingress, egress *Subject, err error) {
 	if id.ID == identity.Unknown && len(id.Labels) == 0 {
 		return nil, nil, fmt.Errorf("resolve policy of an identity without number and labels: it cannot be a subject")
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	groups := e.groups(&id)
-	if ingress, err = e.subject(e.plan(&id, groups, verdict.Ingress)); err == nil {
-		egress, err = e.subject(e.plan(&id, groups, verdict.Egress))
+	if ingress, err = e.subject(e.plan(&id, groups, verdict.Ingress, own)); err == nil {
+		egress, err = e.subject(e.plan(&id, groups, verdict.Egress, nil))
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("resolve policy of identity %s: %w", id.ID, err)
@@ -95,11 +108,11 @@ func (e *Engine) Resolve(id identity.Identity) (ingress, egress *Subject, err er
 
 // Keys returns the keys of the subjects that Resolve would return, without making them: enough to see that a change
 // does not concern an identity.
-func (e *Engine) Keys(id identity.Identity) (ingress, egress SubjectKey) {
+func (e *Engine) Keys(id identity.Identity, own []NamedPort) (ingress, egress SubjectKey) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	groups := e.groups(&id)
-	return e.plan(&id, groups, verdict.Ingress).key, e.plan(&id, groups, verdict.Egress).key
+	return e.plan(&id, groups, verdict.Ingress, own).key, e.plan(&id, groups, verdict.Egress, nil).key
 }
 
 // Forget drops a subject that nobody uses any more: no patch is made for it afterwards.
@@ -116,9 +129,8 @@ func (e *Engine) Forget(key SubjectKey) {
 			s.users = slices.Delete(s.users, i, i+1)
 		}
 	}
-	for _, st := range r.statements {
-		e.release(st)
-	}
+	e.release(r.selections)
+	delete(e.ports.subjects, r)
 	e.sweep()
 }
 
@@ -134,17 +146,19 @@ func (e *Engine) groups(id *identity.Identity) []*group {
 type plan struct {
 	key       SubjectKey
 	direction verdict.Direction
-	isolated  bool
 	parts     []*groupPart
-	own       *rule      // isolates besides the policies; else nil
-	open      *rule      // names what is allowed because nothing isolates
-	localhost *statement // nil: none
+	own       *rule       // isolates besides the policies; else nil
+	open      *rule       // names what is allowed because nothing isolates
+	localhost *statement  // nil: none
+	names     []string    // of ports that the rules use, sorted
+	numbers   []NamedPort // ingress: what the subject has of those
 }
 
 // plan collects what counts for id in one direction, and its key.
-func (e *Engine) plan(id *identity.Identity, groups []*group, d verdict.Direction) plan {
+func (e *Engine) plan(id *identity.Identity, groups []*group, d verdict.Direction, own []NamedPort) plan {
 	im := &e.implicit[d]
 	p := plan{direction: d, open: im.open}
+	isolated, baseline := false, false
 	h := make([]byte, 0, 256)
 	h = fmt.Appendf(h, "%d %q %t %t\n", d, e.cfg.Cluster, e.cfg.DualStack, e.cfg.OnlyIPv6)
 	for _, g := range groups {
@@ -153,7 +167,9 @@ func (e *Engine) plan(id *identity.Identity, groups []*group, d verdict.Directio
 			continue
 		}
 		p.parts = append(p.parts, part)
-		p.isolated = p.isolated || len(part.isolates) > 0
+		isolated = isolated || len(part.isolates) > 0
+		baseline = baseline || part.baseline
+		p.names = union(p.names, part.names)
 		h = append(h, part.digest[:]...)
 	}
 	switch {
@@ -164,15 +180,20 @@ func (e *Engine) plan(id *identity.Identity, groups []*group, d verdict.Directio
 	case e.cfg.Enforcement == EnforceAlways:
 		p.own = im.always
 	}
-	p.isolated = p.isolated || p.own != nil
 	if p.own != nil {
+		isolated = true
 		h = binary.BigEndian.AppendUint64(h, p.own.id)
 	}
-	if p.isolated {
+	if isolated || baseline { // a node reaches its own pods, unless a rule of the Normal tier or above says no
 		p.localhost = im.localhost
-		h = fmt.Appendf(h, "\nisolated %t", p.localhost != nil)
-	} else {
-		h = binary.BigEndian.AppendUint64(h, p.open.id)
+	}
+	h = fmt.Appendf(h, "\nlocalhost %t", p.localhost != nil)
+	h = binary.BigEndian.AppendUint64(h, p.open.id)
+	if len(p.names) > 0 && d == verdict.Ingress {
+		p.numbers = relevant(own, p.names)
+		for _, q := range p.numbers {
+			h = fmt.Appendf(h, "\n%s %d %d", q.Name, q.Proto, q.Port)
+		}
 	}
 	p.key = SubjectKey(hash(h).String())
 	return p
@@ -210,12 +231,11 @@ func (e *Engine) subject(p plan) (*Subject, error) {
 
 // prepare makes the part of a subject that does not depend on the identities that exist.
 func (e *Engine) prepare(p plan) *resolved {
-	r := &resolved{key: p.key, direction: p.direction, isolated: p.isolated}
+	r := &resolved{key: p.key, direction: p.direction}
 	count := b2i(p.localhost != nil)
-	var isolates []*rule
 	for _, part := range p.parts {
 		count += len(part.statements)
-		isolates = append(isolates, part.isolates...)
+		r.two = r.two || part.audit
 	}
 	r.statements = make([]*statement, 0, count)
 	for _, part := range p.parts {
@@ -224,24 +244,79 @@ func (e *Engine) prepare(p plan) *resolved {
 	if p.localhost != nil {
 		r.statements = append(r.statements, p.localhost)
 	}
-	if p.own != nil {
-		isolates = append(isolates, p.own)
+	r.views[0] = e.view(&p, false)
+	if r.two {
+		r.views[1] = e.view(&p, true)
 	}
-	if p.isolated {
-		r.def = e.cookies.name(isolates...)
-		r.silence = PortVerdict{Action: verdict.Deny, Cookie: r.def}
-	} else {
-		r.silence = PortVerdict{Action: verdict.Allow, Cookie: e.cookies.name(p.open)}
+	if r.views[0].silence.Action == verdict.Deny {
+		r.isolated, r.def = true, r.views[0].silence.Cookie
 	}
-	e.group(r)
-	r.other = e.flatten(r, r.everyone)
+	if len(p.names) > 0 {
+		if p.direction == verdict.Ingress {
+			for i, st := range r.statements {
+				r.statements[i] = st.numbered(p.numbers)
+			}
+		} else {
+			r.names = p.names
+		}
+	}
+	e.group(r, p.parts)
+	list := e.start(r)
+	e.scratch.list = list
+	r.other = e.flatten(r, list, nil)
 	return r
 }
 
+// view is what a subject says where no statement does: those that isolate in the Normal tier or above have the word
+// before the Baseline tier, the others after it.
+func (e *Engine) view(p *plan, audit bool) view {
+	var v view
+	var early, late []*rule
+	for _, part := range p.parts {
+		for _, i := range part.isolates {
+			switch {
+			case i.audit && !audit:
+			case i.last:
+				late = append(late, i.rule)
+			default:
+				early = append(early, i.rule)
+			}
+		}
+	}
+	if v.normal = len(early) > 0; !v.normal {
+		early = late
+	}
+	if p.own != nil {
+		early = append(early, p.own)
+	}
+	if len(early) > 0 {
+		v.silence = PortVerdict{Action: verdict.Deny, Cookie: e.cookies.name(early...)}
+	} else {
+		v.silence = PortVerdict{Action: verdict.Allow, Cookie: e.cookies.name(p.open)}
+	}
+	return v
+}
+
 // group lists the distinct selections of a subject and the statements that name each.
-func (e *Engine) group(r *resolved) {
+func (e *Engine) group(r *resolved, parts []*groupPart) {
 	e.selections.round++
 	round, total := e.selections.round, 0
+	for _, part := range parts {
+		for _, q := range part.requires {
+			s := q.selection
+			if s.round != round {
+				s.round, s.index = round, int32(len(r.selections))
+				r.selections = append(r.selections, s)
+				r.naming = append(r.naming, nil)
+				r.required = append(r.required, 0)
+			}
+			r.required[s.index] |= 2 | uint8(b2i(!q.audit))
+		}
+	}
+	for _, views := range r.required {
+		r.views[0].needs += int(views & 1)
+		r.views[1].needs += int(views >> 1)
+	}
 	for _, st := range r.statements {
 		if st.all {
 			r.everyone = append(r.everyone, st)
@@ -273,13 +348,12 @@ func (e *Engine) group(r *resolved) {
 // keep puts a subject to use: from now on it is patched.
 func (e *Engine) keep(r *resolved) {
 	e.resolved[r.key] = r
-	for _, st := range r.statements {
-		for _, s := range st.peers {
-			s.refs++
-		}
-	}
 	for i, s := range r.selections {
+		s.refs++
 		s.users = append(s.users, use{r, int32(i)})
+	}
+	if r.names != nil {
+		e.ports.subjects[r] = true
 	}
 }
 
@@ -288,17 +362,24 @@ func (e *Engine) resolve(r *resolved) error {
 	sc := &e.scratch
 	sc.class = append(sc.class[:0], make([]int32, len(e.people.slots))...)
 	sc.nodes = append(sc.nodes[:0], node{split: -1})
-	for i, s := range r.selections {
-		for _, m := range s.members {
+	split := func(i int32, members []int32) {
+		for _, m := range members {
 			c := sc.class[m]
 			n := &sc.nodes[c]
-			if n.split != int32(i) {
-				n.split, n.into = int32(i), int32(len(sc.nodes))
-				sc.nodes = append(sc.nodes, node{parent: c, selection: int32(i), split: -1})
+			if n.split != i {
+				n.split, n.into = i, int32(len(sc.nodes))
+				sc.nodes = append(sc.nodes, node{parent: c, selection: i, split: -1})
 				n = &sc.nodes[c]
 			}
 			sc.class[m] = n.into
 		}
+	}
+	for i, s := range r.selections {
+		split(int32(i), s.members)
+	}
+	sc.having = e.having(r) // after the selections: see nodeTable
+	for i, h := range sc.having {
+		split(int32(len(r.selections)+i), h.members)
 	}
 	r.peers = make([]*Table, len(e.people.slots))
 	for m, c := range sc.class {
@@ -307,7 +388,7 @@ func (e *Engine) resolve(r *resolved) error {
 		}
 		n := &sc.nodes[c]
 		if n.table == nil {
-			if n.table = e.nodeTable(r, c); r.rows > e.cfg.MaxRows {
+			if e.nodeTable(r, c); r.rows > e.cfg.MaxRows {
 				return fmt.Errorf("%w: more than %d verdict rows for %d rules", ErrTooLarge, e.cfg.MaxRows, len(r.statements))
 			}
 		}
@@ -320,18 +401,42 @@ func (e *Engine) resolve(r *resolved) error {
 
 // nodeTable flattens a class of the partition.
 func (e *Engine) nodeTable(r *resolved, c int32) *Table {
+	n := &e.scratch.nodes[c]
+	switch {
+	case n.table != nil:
+		return n.table
+	case c == 0:
+		n.table = r.other
+		return n.table
+	}
+	var ports []NamedPort
+	at := c
+	if i := int(n.selection) - len(r.selections); i >= 0 {
+		ports, at = e.scratch.having[i].ports, n.parent
+	}
 	list := e.start(r)
-	for ; c != 0; c = e.scratch.nodes[c].parent {
-		list = e.add(list, r.naming[e.scratch.nodes[c].selection])
+	for ; at != 0; at = e.scratch.nodes[at].parent {
+		i := e.scratch.nodes[at].selection
+		list = e.add(list, r.naming[i])
+		e.met(r, i)
 	}
 	e.scratch.list = list
-	return e.flatten(r, list)
+	if ports != nil && !slices.ContainsFunc(list, func(st *statement) bool { return st.names }) {
+		n.table = e.nodeTable(r, n.parent) // no rule for this class asks for their ports
+	} else {
+		n.table = e.flatten(r, list, ports)
+	}
+	return n.table
 }
 
-// classTable flattens the class of identities that exactly the selections with these indexes hold.
-func (e *Engine) classTable(r *resolved, held []int32) *Table {
+// classTable flattens the class of identities that exactly the selections with these indexes hold, with these ports.
+func (e *Engine) classTable(r *resolved, held []int32, ports []NamedPort) *Table {
 	var buf [256]byte
 	key := buf[:0]
+	key = binary.BigEndian.AppendUint32(key, uint32(len(ports)))
+	for _, p := range ports {
+		key = fmt.Appendf(key, "%s %d %d\n", p.Name, p.Proto, p.Port)
+	}
 	for _, i := range held {
 		key = binary.BigEndian.AppendUint32(key, uint32(i))
 	}
@@ -341,9 +446,10 @@ func (e *Engine) classTable(r *resolved, held []int32) *Table {
 	list := e.start(r)
 	for _, i := range held {
 		list = e.add(list, r.naming[i])
+		e.met(r, i)
 	}
 	e.scratch.list = list
-	t := e.flatten(r, list)
+	t := e.flatten(r, list, ports)
 	if r.rows > e.cfg.MaxRows { // some of those rows may be gone: count what is there
 		r.rows = r.count() + len(t.Rows)
 	}
@@ -362,6 +468,7 @@ func (e *Engine) classTable(r *resolved, held []int32) *Table {
 // start begins the list of a class's statements.
 func (e *Engine) start(r *resolved) []*statement {
 	e.scratch.mark++
+	e.scratch.met = [2]int{}
 	return append(e.scratch.list[:0], r.everyone...)
 }
 
@@ -376,9 +483,28 @@ func (e *Engine) add(list, more []*statement) []*statement {
 	return list
 }
 
-func (e *Engine) flatten(r *resolved, list []*statement) *Table {
-	e.flat.silence, e.flat.nothing = r.silence, PortVerdict{Action: verdict.Deny, Cookie: r.def}
-	rows := e.flat.table(list)
+// met counts the requirements that a class satisfies.
+func (e *Engine) met(r *resolved, selection int32) {
+	if int(selection) < len(r.required) {
+		e.scratch.met[0] += int(r.required[selection] & 1)
+		e.scratch.met[1] += int(r.required[selection] >> 1)
+	}
+}
+
+// flatten makes the table of a class from its statements; ports are those that its members have by name.
+func (e *Engine) flatten(r *resolved, list []*statement, ports []NamedPort) *Table {
+	if r.names != nil {
+		for i, st := range list {
+			list[i] = st.numbered(ports)
+		}
+	}
+	f := &e.flat
+	f.conflict = e.implicit[r.direction].conflict
+	f.views, f.two, f.nothing = r.views, r.two, PortVerdict{Action: verdict.Deny, Cookie: r.def}
+	for v := range f.met {
+		f.met[v] = e.scratch.met[v] == r.views[v].needs
+	}
+	rows := f.table(list)
 	r.rows += len(rows)
 	return e.tables.intern(rows)
 }
@@ -391,7 +517,7 @@ func (e *Engine) sweep() {
 }
 
 func (e *Engine) sweepNow() {
-	used, cookies, ids := map[*Table]bool{}, map[Cookie]bool{}, map[uint64]bool{}
+	used, cookies, ids, sets := map[*Table]bool{}, map[Cookie]bool{}, map[uint64]bool{}, map[uint32]bool{}
 	for _, r := range e.resolved {
 		r.classes = nil
 		used[r.other] = true
@@ -400,7 +526,7 @@ func (e *Engine) sweepNow() {
 				used[t] = true
 			}
 		}
-		cookies[r.def], cookies[r.silence.Cookie] = true, true
+		cookies[r.views[0].silence.Cookie], cookies[r.views[1].silence.Cookie] = true, true
 		for _, st := range r.statements {
 			ids[st.id] = true
 		}
@@ -412,8 +538,12 @@ func (e *Engine) sweepNow() {
 		}
 		for i := range t.Rows {
 			cookies[t.Rows[i].Verdict.Cookie] = true
+			if id := t.Rows[i].Verdict.L7; id != 0 {
+				sets[id] = true
+			}
 		}
 	}
+	e.l7.sweep(sets)
 	for _, rules := range e.rules {
 		for _, c := range rules {
 			for d := range c.parts {

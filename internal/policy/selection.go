@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -10,12 +11,13 @@ import (
 )
 
 // selection is one distinct set of peers, shared by every rule that names it: an endpoint selector with its scope, an
-// entity, or a CIDR without its excepts. It knows the identities that it holds at any time.
+// entity, a CIDR without its excepts, or a DNS name. It knows the identities that it holds at any time.
 type selection struct {
 	key     string
-	want    selector // endpoints
+	want    selector // endpoints and nodes
 	entity  string
 	cidr    CIDR
+	fqdn    string  // name or pattern
 	members []int32 // slots of identities, ascending
 	users   []use   // resolved subjects that depend on it
 	refs    int     // statements that name it
@@ -30,14 +32,65 @@ type use struct {
 	index   int32 // of the selection in subject.selections
 }
 
-// selector is an endpoint selector with what its document adds.
+// selector is an endpoint or node selector with what its document adds.
 type selector struct {
 	labels.Selector
-	workload bool // matches workloads only
+	among kind
 }
 
+// kind of identities that a selector is about.
+type kind uint8
+
+const (
+	anyone    kind = iota
+	workloads      // pods, containers, processes
+	nodes          // this one and others
+	thisNode
+)
+
 func (s *selector) matches(i *identity.Identity) bool {
-	return (!s.workload || isWorkload(i)) && s.Selector.Matches(i.Labels)
+	switch s.among {
+	case workloads:
+		if !isWorkload(i) {
+			return false
+		}
+	case nodes:
+		if !isNode(i) {
+			return false
+		}
+	case thisNode:
+		if !is(i, identity.Host) {
+			return false
+		}
+	}
+	return s.Selector.Matches(i.Labels)
+}
+
+// key names the selector: equal ones hold the same.
+func (s *selector) key() string { return fmt.Sprintf("labels %d %s", s.among, s.Selector) }
+
+// nodeSelector is a selector of nodes: by their own labels, whatever source it names.
+func nodeSelector(s labels.Selector, this bool) selector {
+	var reqs []labels.Requirement
+	for _, q := range s.Requirements() {
+		q.Source = labels.SourceNode
+		reqs = append(reqs, q)
+	}
+	out := selector{among: nodes}
+	if this {
+		out.among = thisNode
+	}
+	var err error
+	if out.Selector, err = labels.NewSelector(reqs...); err != nil { // each was one before, so this cannot be
+		out.Selector = nobody()
+	}
+	return out
+}
+
+// nobody is a selector that no labels satisfy.
+func nobody() labels.Selector {
+	none, _ := labels.NewSelector(labels.Requirement{Source: labels.SourceReserved, Key: "none", Operator: labels.Exists})
+	return none
 }
 
 // scope adds to a selector what its document implies. Selectors mean workloads, of the policy's own namespace unless
@@ -46,20 +99,18 @@ func scope(s labels.Selector, namespace string, subject bool) selector {
 	named := false
 	for _, q := range s.Requirements() {
 		if q.Source == labels.SourceReserved && q.Positive() {
-			return selector{Selector: s}
+			return selector{s, anyone}
 		}
 		named = named || q.Source == labels.SourceK8s && isNamespaceKey(q.Key)
 	}
 	if namespace != "" && (!named || subject) {
 		own := labels.Requirement{Source: labels.SourceK8s, Key: labels.KeyNamespace, Operator: labels.In, Values: []string{namespace}}
 		if scoped, err := s.And(own); err == nil {
-			return selector{scoped, true}
+			return selector{scoped, workloads}
 		}
-		// A namespace that is no label value: no identity can carry it. Parse refuses it before.
-		none, _ := labels.NewSelector(labels.Requirement{Source: labels.SourceReserved, Key: "none", Operator: labels.Exists})
-		return selector{none, true}
+		return selector{nobody(), workloads} // a namespace that is no label value: Parse refuses it before
 	}
-	return selector{s, true}
+	return selector{s, workloads}
 }
 
 // isNamespaceKey tells whether a requirement on key says which namespaces are meant.
@@ -74,9 +125,15 @@ func (s *selection) matches(i *identity.Identity, cfg *Config) bool {
 		return inEntity(i, s.entity, cfg)
 	case s.cidr.Prefix.IsValid():
 		return slices.ContainsFunc(outside(i, cfg), s.cidr.matches)
+	case s.fqdn != "":
+		return slices.ContainsFunc(i.Labels, func(l labels.Label) bool { return namesAddress(l) && l.Key == s.fqdn })
 	}
 	return s.want.matches(i)
 }
+
+// namesAddress tells whether a label says that the identity is an address of the DNS name, or of one that fits the pattern, in
+// its key.
+func namesAddress(l labels.Label) bool { return l.Source == labels.SourceFQDN && l.Value == "" }
 
 // anchor is a (key, value) that a label set must hold to satisfy a selector; any value if the operator is Exists.
 type anchor struct {
@@ -195,6 +252,7 @@ func (x *selections) index(s *selection) {
 	case s.cidr.Prefix.IsValid():
 		x.byBlock[s.cidr.Prefix] = append(x.byBlock[s.cidr.Prefix], s)
 		x.lengths[family(s.cidr.Prefix)][s.cidr.Prefix.Bits()]++
+	case s.fqdn != "": // found by key
 	default:
 		x.byLabel.add(s.want.Selector, s)
 	}
@@ -212,6 +270,7 @@ func (x *selections) drop(s *selection) {
 			x.byBlock[s.cidr.Prefix] = rest
 		}
 		x.lengths[family(s.cidr.Prefix)][s.cidr.Prefix.Bits()]--
+	case s.fqdn != "":
 	default:
 		x.byLabel.remove(s.want.Selector, s)
 	}
@@ -237,6 +296,14 @@ func (x *selections) holding(i *identity.Identity, cfg *Config) []*selection {
 					out = append(out, s)
 				}
 			}
+		}
+	}
+	for _, l := range i.Labels {
+		if !namesAddress(l) {
+			continue
+		}
+		if s := x.byKey["fqdn "+l.Key]; s != nil && !slices.Contains(out, s) {
+			out = append(out, s)
 		}
 	}
 	x.round++

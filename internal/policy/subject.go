@@ -13,8 +13,9 @@ type Cookie uint32
 type PortVerdict struct {
 	Action       verdict.Action
 	ExplicitDeny bool   // a deny rule, not the lack of an allow rule
-	ProxyPort    uint16 // Redirect only
-	L7           uint32 // Redirect only
+	Auth         bool   // Deny only: a rule would allow, but demands an authentication that nobody gave
+	ProxyPort    uint16 // Redirect only; 0: no proxy, and the datapath drops
+	L7           uint32 // Redirect only: see Engine.L7
 	Cookie       Cookie
 }
 
@@ -50,7 +51,7 @@ type Subject struct {
 	Else      *Table                 // everyone without a row in Peers; never nil
 }
 
-// Patch is what changes of a subject in place when identities appear or go.
+// Patch is what changes of a subject in place when identities or their named ports appear or go.
 type Patch struct {
 	Subject SubjectKey
 	Put     map[identity.ID]*Table

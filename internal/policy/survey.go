@@ -39,7 +39,9 @@ func (e *Engine) Survey(ids []identity.Identity) (out []Held) {
 	for ref, list := range e.rules {
 		p := e.policies[ref]
 		for i, c := range list {
-			subjects := among(func(id *identity.Identity) bool { return judged(id) && c.subject.matches(id) })
+			subjects := among(func(id *identity.Identity) bool {
+				return c.subject.matches(id) && (c.subject.among == thisNode || judged(id, nil))
+			})
 			for _, d := range []verdict.Direction{verdict.Ingress, verdict.Egress} {
 				if c.parts[d].empty() {
 					continue

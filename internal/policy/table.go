@@ -35,7 +35,7 @@ func (t *tables) intern(rows []Row) *Table {
 	for i := range rows {
 		r := &rows[i]
 		b = append(b, r.Proto, byte(b2i(r.AnyPort)), byte(r.First>>8), byte(r.First), byte(r.Last>>8), byte(r.Last),
-			byte(r.Verdict.Action), byte(b2i(r.Verdict.ExplicitDeny)), byte(r.Verdict.ProxyPort>>8), byte(r.Verdict.ProxyPort))
+			byte(r.Verdict.Action), byte(b2i(r.Verdict.ExplicitDeny)|b2i(r.Verdict.Auth)<<1), byte(r.Verdict.ProxyPort>>8), byte(r.Verdict.ProxyPort))
 		b = binary.BigEndian.AppendUint32(b, r.Verdict.L7)
 		b = binary.BigEndian.AppendUint32(b, uint32(r.Verdict.Cookie))
 	}

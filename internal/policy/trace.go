@@ -31,16 +31,22 @@ type Step struct {
 	Rule     RuleRef
 	Tier     Tier
 	Priority uint32
+	Entry    uint32 // priority among the entries of rules of the same tier and priority
 	Effect   Effect
+	Audit    bool   // of a rule that only reports
 	Everyone bool   // it names no peers, or the entity all
 	Peers    []Test // one per selector, entity or block; one that fits is enough
 	PeerFits bool
-	Ports    []Port // nil: every protocol and port
+	Requires []Test // what rules demand of everyone that they allow: all must fit
+	Ports    []Port // nil: every protocol and port; names are replaced by the numbers that they have here
 	PortFits bool
+	L7       []*L7 // of the ports that fit; empty: everything may be said
 }
 
 // Fits tells whether the entry speaks about this connection.
-func (s *Step) Fits() bool { return s.PeerFits && s.PortFits }
+func (s *Step) Fits() bool {
+	return s.PeerFits && s.PortFits && !slices.ContainsFunc(s.Requires, func(t Test) bool { return !t.Fits })
+}
 
 // Test is one set of peers held against an identity.
 type Test struct {
@@ -58,40 +64,62 @@ type Other struct {
 // Trace decides as Decide does and tells every step. It is for people: it asks all rules, not only those that an index
 // finds. Nobody else may change the engine meanwhile, or verdict and steps may be of different moments.
 func (e *Engine) Trace(from, to identity.Identity, proto uint8, port uint16) Trace {
-	t := Trace{Decision: e.Decide(from, to, proto, port)}
+	e.mu.Lock()
+	own := e.ports.of(to.ID)
+	e.mu.Unlock()
+	return e.TraceAt(from, to, own, proto, port)
+}
+
+// TraceAt is Trace for a receiver with named ports of its own, whatever others of its identity have.
+func (e *Engine) TraceAt(from, to identity.Identity, own []NamedPort, proto uint8, port uint16) Trace {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	t := Trace{Decision: e.decide(&from, &to, own, proto, port)}
 	t.Sides = []Side{
-		e.side(&from, &to, verdict.Egress, t.Egress, proto, port),
-		e.side(&to, &from, verdict.Ingress, t.Ingress, proto, port),
+		e.side(&from, &to, e.ports.of(to.ID), verdict.Egress, t.Egress, proto, port),
+		e.side(&to, &from, own, verdict.Ingress, t.Ingress, proto, port),
 	}
 	return t
 }
 
-func (e *Engine) side(subject, peer *identity.Identity, d verdict.Direction, v PortVerdict, proto uint8, port uint16) Side {
+// side explains one end; ports are those of the receiver that have a name.
+func (e *Engine) side(subject, peer *identity.Identity, ports []NamedPort, d verdict.Direction, v PortVerdict, proto uint8, port uint16) Side {
 	s := Side{Direction: d, Verdict: v, Decided: e.cookies.explain(v.Cookie)}
-	if !judged(subject) {
+	groups := e.groups(subject)
+	if !judged(subject, groups) {
 		return s
 	}
-	groups := e.groups(subject)
-	p := e.plan(subject, groups, d)
+	p := e.plan(subject, groups, d, ports)
 	if p.own != nil {
 		s.Isolated = append(s.Isolated, p.own.ref)
 	}
 	if p.localhost != nil {
 		s.Steps = append(s.Steps, e.step(p.localhost, peer, proto, port))
 	}
+	var requires []Test
+	for _, part := range p.parts {
+		for _, q := range part.requires {
+			if !q.audit {
+				requires = append(requires, e.test(q.selection, peer))
+			}
+		}
+	}
+	have := relevant(ports, p.names)
 	for _, part := range p.parts {
 		for _, r := range part.isolates {
 			s.Isolated = append(s.Isolated, r.ref)
 		}
 		for _, st := range part.statements {
-			s.Steps = append(s.Steps, e.step(st, peer, proto, port))
+			step := e.step(st.numbered(have), peer, proto, port)
+			if st.effect == EffectAllow || st.effect == EffectAuth {
+				step.Requires = requires
+			}
+			s.Steps = append(s.Steps, step)
 		}
 	}
 	slices.SortFunc(s.Isolated, compareRefs)
 	slices.SortStableFunc(s.Steps, func(a, b Step) int {
-		return cmp.Or(cmp.Compare(order(a.Tier, a.Priority), order(b.Tier, b.Priority)), cmp.Compare(b.Effect, a.Effect), compareRefs(a.Rule, b.Rule))
+		return cmp.Or(cmp.Compare(order(a.Tier, a.Priority, a.Entry), order(b.Tier, b.Priority, b.Entry)), cmp.Compare(b.Effect, a.Effect), compareRefs(a.Rule, b.Rule))
 	})
 	for ref, list := range e.rules {
 		for i, c := range list {
@@ -111,21 +139,36 @@ func (e *Engine) side(subject, peer *identity.Identity, d verdict.Direction, v P
 
 func (e *Engine) step(st *statement, peer *identity.Identity, proto uint8, port uint16) Step {
 	s := Step{
-		Rule: st.ref, Tier: Tier(st.order >> 32), Priority: uint32(st.order), Effect: st.effect, Everyone: st.all, PeerFits: st.all,
-		Ports: st.ports, PortFits: st.ports == nil,
+		Rule: st.ref, Tier: tierOf(st.order), Priority: uint32(st.order >> entryBits), Entry: uint32(st.order) & (1<<entryBits - 1),
+		Effect: st.effect, Audit: st.audit, Everyone: st.all, PeerFits: st.all, Ports: st.ports, PortFits: st.ports == nil,
 	}
 	for _, sel := range st.peers {
-		t := Test{Text: sel.text(), Fits: sel.matches(peer, &e.cfg)}
-		if sel.entity == "" && !sel.cidr.Prefix.IsValid() && !t.Fits {
-			t.Missing = sel.want.missing(peer)
-		}
+		t := e.test(sel, peer)
 		s.PeerFits = s.PeerFits || t.Fits
 		s.Peers = append(s.Peers, t)
 	}
+	plain := s.PortFits
 	for _, p := range st.ports {
-		s.PortFits = s.PortFits || p.covers(proto) && (p.Any || p.First <= port && port <= p.Last)
+		if !p.covers(proto) || !p.Any && (port < p.First || p.Last < port) {
+			continue
+		}
+		s.PortFits = true
+		if plain = plain || p.L7 == nil; p.L7 != nil {
+			s.L7 = append(s.L7, p.L7)
+		}
+	}
+	if plain {
+		s.L7 = nil
 	}
 	return s
+}
+
+func (e *Engine) test(sel *selection, peer *identity.Identity) Test {
+	t := Test{Text: sel.text(), Fits: sel.matches(peer, &e.cfg)}
+	if sel.entity == "" && !sel.cidr.Prefix.IsValid() && sel.fqdn == "" && !t.Fits {
+		t.Missing = sel.want.missing(peer)
+	}
+	return t
 }
 
 // missing returns the requirements that i does not satisfy; none if it is no workload, and that is what is missing.
@@ -145,6 +188,12 @@ func (s *selection) text() string {
 		return "entity " + s.entity
 	case s.cidr.Prefix.IsValid():
 		return s.cidr.String()
+	case s.fqdn != "":
+		return "name " + s.fqdn
+	case s.want.among == nodes && len(s.want.Requirements()) == 0:
+		return "every node"
+	case s.want.among == nodes:
+		return "nodes {" + s.want.String() + "}"
 	case len(s.want.Requirements()) == 0:
 		return "every workload"
 	}
@@ -164,4 +213,12 @@ func (p Port) String() string {
 }
 
 // Judged tells whether the rules are asked about an identity's own traffic: hosts and the world outside are peers only.
-func Judged(i identity.Identity) bool { return judged(&i) }
+func Judged(i identity.Identity) bool { return judged(&i, nil) }
+
+// Judges tells whether the rules in force are asked about an identity's own traffic: Judged, or this node while rules for
+// nodes select it.
+func (e *Engine) Judges(i identity.Identity) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return judged(&i, e.groups(&i))
+}

@@ -35,7 +35,7 @@ func (w *World) newGrid(ends []End) (*grid, error) {
 			g.open[id.ID] = [3]policy.PortVerdict{verdict.Ingress: d.Ingress, verdict.Egress: d.Egress}
 			continue
 		}
-		in, out, err := w.Engine.Resolve(id)
+		in, out, err := w.Engine.Resolve(id, nil)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", e.Name, err)
 		}
