@@ -96,14 +96,16 @@ func lines(text string) string {
 
 // shell is what the commands share.
 type shell struct {
-	socket string
-	isRoot func() bool
-	clean  func(bpfRoot string) error // removes what the datapath made
+	socket      string
+	colour      string // --color
+	isRoot      func() bool
+	clean       func(bpfRoot string) error // removes what the datapath made
+	interactive func(stream any) bool      // somebody sits in front of it
 }
 
 // New returns the tree of commands.
 func New() *cobra.Command {
-	s := &shell{isRoot: func() bool { return os.Geteuid() == 0 }, clean: datapath.Clean}
+	s := &shell{isRoot: func() bool { return os.Geteuid() == 0 }, clean: datapath.Clean, interactive: isTerminal}
 	return s.root()
 }
 
@@ -133,9 +135,11 @@ Environment:
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 		Args:              noSuchCommand,
 		RunE:              help,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return s.setColours(cmd) },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return coded{err, exitUsage} })
 	root.PersistentFlags().StringVar(&s.socket, "socket", "", "the agent's socket (default "+defaultSocket()+")")
+	root.PersistentFlags().StringVar(&s.colour, "color", "auto", "colours: auto (on a terminal, unless NO_COLOR is set), always, never")
 	root.AddCommand(
 		s.statusCommand(), s.endpointCommand(), s.identityCommand(), s.policyCommand(), s.ipCommand(), s.nodeCommand(),
 		s.configCommand(), s.metricsCommand(), s.bpfCommand(), s.monitorCommand(), s.dbCommand(), s.cleanupCommand(),

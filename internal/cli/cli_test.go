@@ -101,7 +101,8 @@ func TestNoControlCharacterReachesTheTerminal(t *testing.T) {
 	for _, l := range lists {
 		calls = append(calls, l, l+" -o json", l+" -o yaml")
 	}
-	calls = append(calls, "policy get -o manifest", "policy apply -f "+file, "policy apply -f "+bad, "policy delete a", "endpoint get 99", "config get \x1b[2J",
+	calls = append(calls, "policy get -o manifest", "policy apply -f "+file, "policy apply -f "+bad, "policy delete a", "endpoint get 99",
+		"policy apply --confirm-within 1m "+file, "policy delete a --confirm-within 1m -o json", "policy confirm", "policy rollback -o yaml", "policy wait -o json", "config get \x1b[2J",
 		"monitor -v --hex", "monitor -o json", "monitor", "\x1b[2J", "status --\x1b[2J")
 	for _, h := range hostile() {
 		t.Setenv(envSocket, serve(t, &fakeAgent{hostile: h, sick: true}))
@@ -252,7 +253,7 @@ func TestCleanup(t *testing.T) {
 				}
 			}
 			cleaned := ""
-			s := &shell{isRoot: func() bool { return c.root }, clean: func(root string) error { cleaned = root; return c.broken }}
+			s := &shell{interactive: func(any) bool { return false }, isRoot: func() bool { return c.root }, clean: func(root string) error { cleaned = root; return c.broken }}
 			args := append([]string{"cleanup", "--bpf-root", "/bpf", "--state-dir", stateDir}, c.args...)
 			code, out, errs := call(t.Context(), s.root(), c.in, args...)
 			if code != c.code || !strings.Contains(errs, c.errs) {

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -29,6 +30,7 @@ type fakeAgent struct {
 	agentv1.UnimplementedAgentServer
 	sick    bool   // not healthy, and policy is never enforced
 	hostile string // stands in every text field of every answer
+	settled chan string
 }
 
 // serve starts an agent on a socket of its own and returns the socket.
@@ -111,6 +113,10 @@ func (a *fakeAgent) Status(context.Context, *agentv1.StatusRequest) (*agentv1.St
 		st.Healthy = false
 		st.EndpointPhases = map[string]uint32{"ready": 1, "not-ready": 1}
 		st.Fallbacks = []string{"TCX links need kernel 6.6: clsact filters are used"}
+		st.Trial = &agentv1.PolicyTrial{
+			Revision: 8, Until: when("2026-11-21T10:20:00Z"), Left: durationpb.New(42 * time.Second),
+			Changed: []*agentv1.PolicyRef{{Kind: "CiliumNetworkPolicy", Namespace: "default", Name: "allow-empire"}},
+		}
 		st.Alarms = []string{"map policy_peers is full: endpoint 12 is locked down"}
 	}
 	return poison(a, st)
@@ -235,6 +241,46 @@ func (a *fakeAgent) WaitPolicy(_ context.Context, req *agentv1.WaitPolicyRequest
 		return nil, status.Errorf(codes.DeadlineExceeded, "endpoint 12 (default/xwing) still enforces revision 6")
 	}
 	return &agentv1.PolicyRevision{Revision: max(req.GetRevision(), 7), Endpoints: 2}, nil
+}
+
+func (a *fakeAgent) CheckPolicy(ctx context.Context, req *agentv1.ApplyPolicyRequest) (*agentv1.PolicyRevision, error) {
+	r, err := a.ApplyPolicy(ctx, req)
+	if err == nil {
+		r.Revision = 7
+	}
+	return r, err
+}
+
+func (a *fakeAgent) TryPolicy(ctx context.Context, req *agentv1.TryPolicyRequest) (*agentv1.PolicyTrial, error) {
+	r, err := a.ApplyPolicy(ctx, req.GetApply())
+	if req.GetDelete() != nil {
+		r, err = a.DeletePolicy(ctx, req.GetDelete())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return poison(a, &agentv1.PolicyTrial{Revision: r.GetRevision(), Changed: r.GetChanged(), Until: when("2026-11-21T10:20:00Z"), Left: req.GetConfirmWithin()})
+}
+
+func (a *fakeAgent) ConfirmPolicy(_ context.Context, req *agentv1.SettlePolicyRequest) (*agentv1.PolicyRevision, error) {
+	if a.settled != nil {
+		a.settled <- "confirmed"
+	}
+	return a.settle("confirm", req)
+}
+
+func (a *fakeAgent) RollbackPolicy(_ context.Context, req *agentv1.SettlePolicyRequest) (*agentv1.PolicyRevision, error) {
+	if a.settled != nil {
+		a.settled <- "rolled back"
+	}
+	return a.settle("roll back", req)
+}
+
+func (a *fakeAgent) settle(verb string, req *agentv1.SettlePolicyRequest) (*agentv1.PolicyRevision, error) {
+	if n := req.GetRevision(); n != 0 && n != 8 {
+		return nil, status.Errorf(codes.NotFound, "%s revision %d: the change that waits is revision 8: it is not on trial", verb, n)
+	}
+	return poison(a, &agentv1.PolicyRevision{Revision: 8, Endpoints: 2, Changed: []*agentv1.PolicyRef{{Kind: "CiliumNetworkPolicy", Namespace: "default", Name: "allow-empire"}}})
 }
 
 func (a *fakeAgent) ListPolicies(context.Context, *agentv1.ListPoliciesRequest) (*agentv1.ListPoliciesResponse, error) {

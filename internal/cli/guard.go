@@ -11,8 +11,9 @@ import (
 // hides or reverses text, no broken UTF-8 passes; only line breaks and tabs do. What is escaped further up is escaped
 // in the form that fits there; here is the promise that nothing was forgotten.
 type guard struct {
-	to   io.Writer
-	rest []byte // the beginning of a character that the next write may complete
+	to     io.Writer
+	colour bool   // marks become colours; else they are escaped like any character that nobody can see
+	rest   []byte // the beginning of a character that the next write may complete
 }
 
 func (g *guard) Write(p []byte) (int, error) {
@@ -26,6 +27,8 @@ func (g *guard) Write(p []byte) (int, error) {
 		}
 		r, n := utf8.DecodeRune(b)
 		switch {
+		case g.colour && r >= markEnd && r < markLast:
+			out = append(out, code(r)...)
 		case r == utf8.RuneError && n <= 1:
 			out = fmt.Appendf(out, `\x%02x`, b[0])
 		case r == '\n' || r == '\t' || unicode.IsPrint(r):

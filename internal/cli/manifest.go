@@ -84,7 +84,26 @@ func expand(path string) ([]string, error) {
 }
 
 const nameForms = `NAME is NAMESPACE/NAME, or a name in the namespace given by --namespace. The kind is CiliumNetworkPolicy (cnp) unless --kind
-says CiliumClusterwideNetworkPolicy (ccnp), which has no namespace.`
+says another: CiliumClusterwideNetworkPolicy (ccnp), NetworkPolicy (netpol), ClusterNetworkPolicy (kcnp), CiliumCIDRGroup (ccg),
+Service (svc), EndpointSlice (eps). ccnp, kcnp and ccg have no namespace.`
+
+// kind is one that documents have.
+type kind struct {
+	short, full string
+	namespaced  bool
+}
+
+func kinds() []kind {
+	return []kind{
+		{"cnp", policy.KindNetworkPolicy, true},
+		{"ccnp", policy.KindClusterwideNetworkPolicy, false},
+		{"netpol", policy.KindKubernetesNetworkPolicy, true},
+		{"kcnp", policy.KindClusterNetworkPolicy, false},
+		{"ccg", policy.KindCIDRGroup, false},
+		{"svc", policy.KindService, true},
+		{"eps", policy.KindEndpointSlice, true},
+	}
+}
 
 // naming reads names of policies.
 type naming struct {
@@ -93,8 +112,8 @@ type naming struct {
 
 func (n *naming) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&n.namespace, "namespace", "n", "default", "namespace of names that do not have one")
-	cmd.Flags().StringVar(&n.kind, "kind", "cnp", "kind of the named policies: cnp or ccnp, or the full word")
-	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions([]string{"cnp", "ccnp"}, cobra.ShellCompDirectiveNoFileComp)) // fails only without the flag
+	cmd.Flags().StringVar(&n.kind, "kind", "cnp", "kind of the named policies: cnp, ccnp, netpol, kcnp, ccg, svc or eps, or the full word")
+	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(kindNames(), cobra.ShellCompDirectiveNoFileComp)) // fails only without the flag
 }
 
 func (n *naming) refs(args []string) ([]*agentv1.PolicyRef, error) {
@@ -108,9 +127,9 @@ func (n *naming) refs(args []string) ([]*agentv1.PolicyRef, error) {
 		if !ok {
 			namespace, name = n.namespace, a
 		}
-		if kind == policy.KindClusterwideNetworkPolicy {
+		if !kind.namespaced {
 			if ok {
-				return nil, usage("policy %q: a %s has no namespace", a, kind)
+				return nil, usage("policy %q: a %s has no namespace", a, kind.full)
 			}
 			namespace = ""
 		} else if err := validName("namespace", namespace, maxNamespace); err != nil {
@@ -119,18 +138,27 @@ func (n *naming) refs(args []string) ([]*agentv1.PolicyRef, error) {
 		if err := validName("policy", name, maxName); err != nil {
 			return nil, err
 		}
-		out = append(out, &agentv1.PolicyRef{Kind: kind, Namespace: namespace, Name: name})
+		out = append(out, &agentv1.PolicyRef{Kind: kind.full, Namespace: namespace, Name: name})
 	}
 	return out, nil
 }
 
-func kindOf(s string) (string, error) {
-	for _, k := range []struct{ short, full string }{{"cnp", policy.KindNetworkPolicy}, {"ccnp", policy.KindClusterwideNetworkPolicy}} {
-		if strings.EqualFold(s, k.short) || strings.EqualFold(s, k.full) {
-			return k.full, nil
-		}
+func kindNames() (out []string) {
+	for _, k := range kinds() {
+		out = append(out, k.short)
 	}
-	return "", usage("kind %q: no such kind of policy; the kinds are cnp (%s) and ccnp (%s)", s, policy.KindNetworkPolicy, policy.KindClusterwideNetworkPolicy)
+	return out
+}
+
+func kindOf(s string) (kind, error) {
+	var known []string
+	for _, k := range kinds() {
+		if strings.EqualFold(s, k.short) || strings.EqualFold(s, k.full) {
+			return k, nil
+		}
+		known = append(known, fmt.Sprintf("%s (%s)", k.short, k.full))
+	}
+	return kind{}, usage("kind %q: no such kind of policy; the kinds are %s", s, strings.Join(known, ", "))
 }
 
 // Lengths that Kubernetes allows for names (RFC 1123).

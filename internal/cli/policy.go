@@ -13,83 +13,14 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	agentv1 "porin/api/agent/v1"
-	"porin/internal/flow"
 	"porin/internal/policy"
 )
 
 func (s *shell) policyCommand() *cobra.Command {
 	c := group("policy", "Who may talk to whom", "  porin policy apply -f policy.yaml\n  porin policy get\n  porin policy test examples/starwars/lab.yaml",
-		s.policyApply(), s.policyGet(), s.policyDelete(), s.policyWait())
+		s.policyApply(), s.policyConfirm(), s.policyRollback(), s.policyGet(), s.policyDelete(), s.policyWait())
 	c.AddCommand(s.offline()...)
 	return c
-}
-
-// waiting is what apply, delete and wait have in common.
-type waiting struct {
-	wait    bool
-	timeout time.Duration
-}
-
-func waitFlags(cmd *cobra.Command) *waiting {
-	w := &waiting{}
-	cmd.Flags().BoolVar(&w.wait, "wait", true, "return only when every endpoint enforces the change")
-	cmd.Flags().DurationVar(&w.timeout, "timeout", 30*time.Second, "how long to wait")
-	return w
-}
-
-func (s *shell) policyApply() *cobra.Command {
-	var files []string
-	cmd := &cobra.Command{
-		Use:   "apply -f FILE...",
-		Short: "Put policies in force",
-		Long: `Gives the documents of the files to the agent, which checks them all and puts them in force as one change: a packet sees
-the old rules or the new ones, never a mix. If anything is wrong in any document, every fault is listed with file, line
-and field, and nothing changes. A FILE may be a folder (its .yaml, .yml and .json files) or - for the standard input.`,
-		Example: `  porin policy apply -f policy.yaml
-  porin policy apply -f policies/ -f more.yaml
-  kubectl get cnp -A -o yaml | porin policy apply -f -`,
-		Args: exactly(),
-	}
-	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, folder, or - for the standard input (may be repeated)")
-	w := waitFlags(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if len(files) == 0 {
-			return usage("no file: say which with -f FILE, or -f - for the standard input")
-		}
-		docs, err := manifests(files, cmd.InOrStdin())
-		if err != nil {
-			return err
-		}
-		return s.ask(cmd, func(ctx context.Context, agent agentv1.AgentClient) error {
-			r, err := agent.ApplyPolicy(ctx, &agentv1.ApplyPolicyRequest{Files: docs})
-			if err != nil {
-				return err
-			}
-			return s.changed(cmd, ctx, agent, "applied", r, w)
-		})
-	}
-	return cmd
-}
-
-// changed tells what a change did and waits until it is enforced.
-func (s *shell) changed(cmd *cobra.Command, ctx context.Context, agent agentv1.AgentClient, verb string, r *agentv1.PolicyRevision, w *waiting) error {
-	out := cmd.OutOrStdout()
-	for _, ref := range r.GetChanged() {
-		fmt.Fprintf(out, "%s %s\n", verb, flow.Escape(refName(ref)))
-	}
-	if len(r.GetChanged()) == 0 {
-		fmt.Fprintf(out, "nothing changed\n")
-	}
-	if !w.wait {
-		fmt.Fprintf(out, "revision %d\n", r.GetRevision())
-		return nil
-	}
-	r, err := s.enforced(cmd, ctx, agent, r.GetRevision(), w.timeout)
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(out, "revision %d is enforced by %s\n", r.GetRevision(), count(r.GetEndpoints(), "endpoint"))
-	return nil
 }
 
 func count(n uint32, what string) string {
@@ -128,31 +59,44 @@ func refName(r *agentv1.PolicyRef) string {
 
 func (s *shell) policyWait() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "wait [REVISION]",
-		Short:   "Wait until every endpoint enforces a revision, or the newest",
+		Use:   "wait [REVISION]",
+		Short: "Wait until every endpoint enforces a revision, or the newest",
+		Long: `Returns when every endpoint of this node enforces the revision, or a later one. Exit code 4 when that takes longer than the
+timeout; the message says which endpoints are behind, and why.`,
 		Example: "  porin policy wait\n  porin policy wait 17 --timeout 1m",
 		Args:    between(0, 1, "REVISION"),
 	}
 	timeout := cmd.Flags().Duration("timeout", 30*time.Second, "how long to wait")
+	out := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		var revision uint64
-		if len(args) == 1 {
-			n, err := strconv.ParseUint(args[0], 10, 64)
-			if err != nil {
-				return usage("revision %q: not a number; 'porin status' shows the newest", args[0])
-			}
-			revision = n
+		revision, err := revisionOf(args)
+		if err != nil {
+			return err
 		}
 		return s.ask(cmd, func(ctx context.Context, agent agentv1.AgentClient) error {
 			r, err := s.enforced(cmd, ctx, agent, revision, *timeout)
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "revision %d is enforced by %s\n", r.GetRevision(), count(r.GetEndpoints(), "endpoint"))
-			return nil
+			return out.print(cmd.OutOrStdout(), func() ([]byte, error) { return message(r) }, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "revision %d is enforced by %s\n", r.GetRevision(), count(r.GetEndpoints(), "endpoint"))
+				return err
+			})
 		})
 	}
 	return cmd
+}
+
+// revisionOf reads the number of a revision; 0 without one.
+func revisionOf(args []string) (uint64, error) {
+	if len(args) == 0 {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(args[0], 10, 64)
+	if err != nil || n == 0 {
+		return 0, usage("revision %q: not a number; 'porin status' shows the newest", args[0])
+	}
+	return n, nil
 }
 
 func (s *shell) policyGet() *cobra.Command {
@@ -216,13 +160,13 @@ func (s *shell) policyDelete() *cobra.Command {
 		Example: `  porin policy delete default/allow-empire
   porin policy delete --kind ccnp baseline
   porin policy delete -f policy.yaml
-  porin policy delete --all`,
+  porin policy delete --all --confirm-within 1m`,
 		ValidArgsFunction: s.complete(-1, policyNames),
 	}
 	named.flags(cmd)
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, folder, or - for the standard input (may be repeated)")
 	cmd.Flags().BoolVar(&all, "all", false, "all policies")
-	w := waitFlags(cmd)
+	c := changeFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ways := 0
 		for _, given := range []bool{len(args) > 0, len(files) > 0, all} {
@@ -241,12 +185,19 @@ func (s *shell) policyDelete() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if err := c.check(cmd); err != nil {
+			return err
+		}
+		req := &agentv1.DeletePolicyRequest{Policies: refs, All: all, Files: docs}
 		return s.ask(cmd, func(ctx context.Context, agent agentv1.AgentClient) error {
-			r, err := agent.DeletePolicy(ctx, &agentv1.DeletePolicyRequest{Policies: refs, All: all, Files: docs})
+			if c.within != 0 {
+				return s.try(cmd, ctx, agent, "deleted", &agentv1.TryPolicyRequest{Delete: req}, c)
+			}
+			r, err := agent.DeletePolicy(ctx, req)
 			if err != nil {
 				return err
 			}
-			return s.changed(cmd, ctx, agent, "deleted", r, w)
+			return s.changed(cmd, ctx, agent, "deleted", r, c)
 		})
 	}
 	return cmd

@@ -91,7 +91,7 @@ func printResults(w io.Writer, all []advise.Result, failed, skipped int) error {
 		}
 		rows = append(rows, []string{state, r.Check, r.Expected, r.Got, r.Side, why})
 	}
-	if err := table(w, []string{"RESULT", "CHECK", "EXPECTED", "GOT", "SIDE", "DECIDED BY"}, rows); err != nil {
+	if err := paintedTable(w, []string{"RESULT", "CHECK", "EXPECTED", "GOT", "SIDE", "DECIDED BY"}, rows, 0, 3); err != nil {
 		return err
 	}
 	for _, r := range all {

@@ -51,19 +51,7 @@ Policies under the file's objects are left out.`,
 			return err
 		}
 		err = out.print(cmd.OutOrStdout(), asJSON(list), func(w io.Writer) error {
-			if len(list) == 0 {
-				_, err := fmt.Fprintln(w, "no verdict changes")
-				return err
-			}
-			var rows [][]string
-			for _, c := range list {
-				by := c.NewRules
-				if deciders(by) == ruleNames(by) && len(by) > 0 && by[0].Own() {
-					by = c.OldRules // what allowed or denied is gone
-				}
-				rows = append(rows, []string{c.From, c.To, advise.SpanNames(c.Spans), c.Old, c.New, deciders(by)})
-			}
-			return table(w, []string{"FROM", "TO", "PORTS", "OLD", "NEW", "BY"}, rows)
+			return printChanges(w, list)
 		})
 		if err == nil && exit && len(list) > 0 {
 			err = fmt.Errorf("%s", counted(len(list), "verdict changes", "verdicts change"))
@@ -71,4 +59,16 @@ Policies under the file's objects are left out.`,
 		return err
 	}
 	return cmd
+}
+
+func printChanges(w io.Writer, list []advise.Change) error {
+	if len(list) == 0 {
+		_, err := fmt.Fprintln(w, "no verdict changes")
+		return err
+	}
+	var rows [][]string
+	for _, c := range list {
+		rows = append(rows, []string{c.From, c.To, advise.SpanNames(c.Spans), c.Old, c.New, deciders(changedBy(c.OldRules, c.NewRules))})
+	}
+	return paintedTable(w, []string{"FROM", "TO", "PORTS", "OLD", "NEW", "BY"}, rows, 3, 4)
 }

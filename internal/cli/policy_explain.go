@@ -50,7 +50,8 @@ flip the verdict, it says so. Whether the edit is wise is for you to say.
 
 func printExplanation(w io.Writer, e advise.Explanation) {
 	say := func(format string, args ...any) { fmt.Fprintln(w, flow.Escape(fmt.Sprintf(format, args...))) }
-	say("%s: %s -> %s %s, decided at %s by", strings.ToUpper(e.Verdict), e.From, e.To, e.Port, ends(e.Side))
+	fmt.Fprintf(w, "%s: ", paint(w, strings.ToUpper(e.Verdict)))
+	say("%s -> %s %s, decided at %s by", e.From, e.To, e.Port, ends(e.Side))
 	for _, r := range e.Rules {
 		text := r.String()
 		if at := r.Place(); at != "" {

@@ -59,7 +59,7 @@ connection, with the rules that decided. Without --port, every port that a workl
 			return err
 		}
 		if out.format == "list" {
-			return table(cmd.OutOrStdout(), []string{"FROM", "TO", "PORT", "VERDICT", "SIDE", "DECIDED BY"}, cellRows(cells))
+			return paintedTable(cmd.OutOrStdout(), []string{"FROM", "TO", "PORT", "VERDICT", "SIDE", "DECIDED BY"}, cellRows(cells), 3)
 		}
 		return out.print(cmd.OutOrStdout(), asJSON(cells), func(w io.Writer) error { return printMatrix(w, cells) })
 	}
@@ -102,6 +102,10 @@ func printPort(w io.Writer, cells []advise.Cell) error {
 		columns = append(columns, flow.Escape(to))
 	}
 	var rows [][]string
+	var painted []int
+	for i := range tos {
+		painted = append(painted, i+1)
+	}
 	for _, from := range froms {
 		row := []string{from}
 		for _, to := range tos {
@@ -109,5 +113,5 @@ func printPort(w io.Writer, cells []advise.Cell) error {
 		}
 		rows = append(rows, row)
 	}
-	return table(w, columns, rows)
+	return paintedTable(w, columns, rows, painted...)
 }

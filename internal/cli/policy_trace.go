@@ -137,7 +137,8 @@ func printTrace(w io.Writer, r advise.Report, all bool) {
 			say(1, "%s %s not select it; --all says why", counted(n, "rule", "rules"), map[bool]string{true: "does", false: "do"}[n == 1])
 		}
 	}
-	say(0, "%s: %s -> %s %s", strings.ToUpper(r.Verdict), r.From, r.To, r.Port)
+	fmt.Fprintf(w, "%s: ", paint(w, strings.ToUpper(r.Verdict)))
+	say(0, "%s -> %s %s", r.From, r.To, r.Port)
 }
 
 func orEvery(ports []string) string {

@@ -135,7 +135,7 @@ func statusPage(w io.Writer, st *agentv1.StatusResponse) error {
 		started = st.GetStarted().AsTime().Format(time.RFC3339)
 	}
 	err := page(w, "Node:", st.GetNodeName(), "Health:", health, "Version:", st.GetVersion(), "Started:", started,
-		"Policy revision:", fmt.Sprint(st.GetPolicyRevision()), "Endpoints:", strings.Join(eps, ", "))
+		"Policy revision:", fmt.Sprint(st.GetPolicyRevision()), "Waits to be confirmed:", trialLine(st.GetTrial()), "Endpoints:", strings.Join(eps, ", "))
 	if err != nil {
 		return err
 	}
@@ -145,7 +145,7 @@ func statusPage(w io.Writer, st *agentv1.StatusResponse) error {
 	}
 	if len(rows) > 0 {
 		fmt.Fprintln(w)
-		if err := table(w, []string{"COMPONENT", "STATE", "MESSAGE"}, rows); err != nil {
+		if err := paintedTable(w, []string{"COMPONENT", "STATE", "MESSAGE"}, rows, 1); err != nil {
 			return err
 		}
 	}
@@ -162,4 +162,23 @@ func statusPage(w io.Writer, st *agentv1.StatusResponse) error {
 		}
 	}
 	return nil
+}
+
+// trialLine says which change of policies waits, and how long; empty if none does.
+func trialLine(t *agentv1.PolicyTrial) string {
+	if t == nil {
+		return ""
+	}
+	var names []string
+	for _, r := range t.GetChanged() {
+		names = append(names, refName(r))
+	}
+	text := fmt.Sprintf("revision %d, %v left (until %s): ", t.GetRevision(), t.GetLeft().AsDuration().Round(time.Second), t.GetUntil().AsTime().Local().Format(time.TimeOnly))
+	if t.GetEnding() {
+		text = fmt.Sprintf("revision %d is being taken back: ", t.GetRevision())
+	}
+	if more := len(names) - 5; more > 0 {
+		names = append(names[:5], fmt.Sprintf("and %d more", more))
+	}
+	return text + strings.Join(names, ", ")
 }
