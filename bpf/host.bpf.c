@@ -69,7 +69,7 @@ int host_egress(struct __sk_buff *ctx)
 	if (v == NEXT)
 		e = conntrack_lookup(ctx, p);
 	if (v == NEXT)
-		v = conntrack_find(p, &e);
+		v = conntrack_find(p, e);
 	if (v == NEXT)
 		v = conntrack_verdict(p, e);
 	if (v == NEXT)
@@ -126,7 +126,7 @@ int uplink_ingress(struct __sk_buff *ctx)
 	if (v == NEXT)
 		e = conntrack_lookup(ctx, p);
 	if (v == NEXT)
-		v = conntrack_find(p, &e);
+		v = conntrack_find(p, e);
 	if (v == NEXT)
 		v = conntrack_verdict(p, e);
 	if (v == NEXT)

@@ -97,6 +97,7 @@ func TestFlagsParity(t *testing.T) {
 		"setting_flag": {
 			"SETTING_AUDIT": uint64(SettingAudit), "SETTING_MASQ4": uint64(SettingMasq4),
 			"SETTING_MASQ6": uint64(SettingMasq6), "SETTING_TRACE_ALL": uint64(SettingTraceAll),
+			"SETTING_SNAP": uint64(SettingSnap),
 		},
 		"event_type": {"EVENT_DROP": 1, "EVENT_TRACE": 4, "EVENT_POLICY_VERDICT": 5},
 	}

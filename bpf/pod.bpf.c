@@ -32,7 +32,7 @@ int pod_egress(struct __sk_buff *ctx)
 	if (v == NEXT)
 		v = source_guard(ctx, p);
 	if (v == NEXT)
-		v = conntrack_find(p, &e);
+		v = conntrack_find(p, e);
 	if (v == NEXT)
 		v = conntrack_verdict(p, e);
 	if (v == NEXT)

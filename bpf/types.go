@@ -194,7 +194,9 @@ type CTEntry struct {
 	Direction  uint8 // that denied
 	LoMAC      [6]byte
 	HiMAC      [6]byte
-	Reported   uint64
+	LoEP       uint16
+	HiEP       uint16
+	Reported   uint32 // steps of 2^20 ns
 	LoToHi     CTCount
 	HiToLo     CTCount
 }
@@ -250,6 +252,7 @@ const (
 	SettingMasq4    uint32 = 2
 	SettingMasq6    uint32 = 4
 	SettingTraceAll uint32 = 8
+	SettingSnap     uint32 = 16
 )
 
 // Settings is struct settings.
@@ -267,8 +270,11 @@ type Settings struct {
 	ReportInterval uint64
 }
 
-// EventSnap is the most bytes of a packet that an event carries.
-const EventSnap = 128
+// Bytes of a packet that an event carries: at most, and when the packet passed and nobody asked for more.
+const (
+	EventSnap      = 128
+	EventSnapShort = 14
+)
 
 // Event is struct event.
 type Event struct {
@@ -295,6 +301,6 @@ type Event struct {
 	Proto       uint8
 	TCPFlags    uint8
 	SnapLen     uint16
-	_           [10]byte
 	Snap        [EventSnap]byte
+	_           [2]byte
 }

@@ -101,7 +101,7 @@ int first_packet(struct __sk_buff *ctx)
 	if (v == NEXT)
 		v = source_guard(ctx, p);
 	if (v == NEXT)
-		v = conntrack_find(p, &e);
+		v = conntrack_find(p, e);
 	if (v == NEXT)
 		v = conntrack_verdict(p, e);
 	return finish(ctx, p, v == NEXT ? V_HOST : v, DIR_EGRESS);
@@ -228,7 +228,7 @@ int pod_egress4(struct __sk_buff *ctx)
 	if (v == NEXT)
 		v = guard4(ctx, p, src, dst);
 	if (v == NEXT)
-		v = conntrack_find(p, &e);
+		v = conntrack_find(p, e);
 	if (v == NEXT)
 		v = conntrack_verdict(p, e);
 	if (v == NEXT)

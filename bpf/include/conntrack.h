@@ -19,6 +19,8 @@
 #define LIFE_CLOSING	 (10 * SECOND)
 #define LIFE_OTHER	 (60 * SECOND)
 
+#define REPORT_SHIFT 20 /* a millisecond or so: ct_entry.reported */
+
 static __always_inline bool conntrack_closing(__u8 flags)
 {
 	return flags & CTF_RST || (flags & (CTF_LO_FIN | CTF_HI_FIN)) == (CTF_LO_FIN | CTF_HI_FIN);
@@ -76,10 +78,9 @@ static __always_inline enum verdict conntrack_related(struct packet *p, const st
 	return NEXT;
 }
 
-/* What the packet is to its flow. Leaves *entry NULL when it begins one. */
-static __always_inline enum verdict conntrack_find(struct packet *p, struct ct_entry **entry)
+/* What the packet is to the flow of its tuple, if there is one. */
+static __always_inline enum verdict conntrack_find(struct packet *p, const struct ct_entry *e)
 {
-	struct ct_entry *e = *entry;
 	bool first = e && e->initiator == p->src_hi;
 
 	if (p->flags & PF_ERROR)
@@ -89,7 +90,7 @@ static __always_inline enum verdict conntrack_find(struct packet *p, struct ct_e
 	 */
 	if (e && p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
 	    (!first || conntrack_closing(e->flags)))
-		e = *entry = NULL;
+		e = NULL;
 	if (e) {
 		p->status = first ? CT_ESTABLISHED : CT_REPLY;
 		return p->flags & PF_NATTED && first ? drop(p, DROP_CT_NO_FLOW) : NEXT;
@@ -103,36 +104,66 @@ static __always_inline enum verdict conntrack_find(struct packet *p, struct ct_e
 	return NEXT;
 }
 
-static __noinline enum verdict conntrack_create(struct packet *p, const struct judgement *j)
+/* What the judges said: all that another epoch may change. */
+static __always_inline void conntrack_note(struct ct_entry *e, const struct packet *p, const struct judgement *j)
 {
-	struct ct_entry e = {};
+	e->lo_ifindex = j->lo.ifindex;
+	e->hi_ifindex = j->hi.ifindex;
+	e->lo_identity = j->lo.identity;
+	e->hi_identity = j->hi.identity;
+	e->cookie_out = j->out.cookie;
+	e->cookie_in = j->in.cookie;
+	e->lo_ep = j->lo.ep;
+	e->hi_ep = j->hi.ep;
+	e->action = p->action;
+	e->reason = p->reason;
+	e->direction = p->direction;
+}
 
-	e.created = p->now;
-	e.reported = p->now;
-	e.epoch = p->epoch;
-	e.lo_ifindex = j->lo.ifindex;
-	e.hi_ifindex = j->hi.ifindex;
-	e.lo_identity = j->lo.identity;
-	e.hi_identity = j->hi.identity;
-	e.cookie_out = j->out.cookie;
-	e.cookie_in = j->in.cookie;
-	mac_copy(e.lo_mac, j->lo.mac);
-	mac_copy(e.hi_mac, j->hi.mac);
-	e.initiator = p->src_hi;
-	e.action = p->action;
-	e.tcp_flags = p->tcp_flags;
-	e.flags = conntrack_close_flags(p);
-	e.expires = p->now + conntrack_life(p, e.flags);
-	if (p->src_hi) {
-		e.hi_to_lo.packets = 1;
-		e.hi_to_lo.bytes = p->len;
-	} else {
-		e.lo_to_hi.packets = 1;
-		e.lo_to_hi.bytes = p->len;
-	}
-	if (bpf_map_update_elem(&conntrack, &p->key, &e, BPF_ANY))
-		return drop(p, DROP_CT_INSERT);
+/* A flow that begins with p, but for the epoch. */
+static __always_inline void conntrack_begin(struct ct_entry *e, const struct packet *p, const struct judgement *j)
+{
+	__u8 flags = conntrack_close_flags(p);
+
+	e->expires = p->now + conntrack_life(p, flags);
+	e->created = p->now;
+	e->reported = p->now >> REPORT_SHIFT;
+	conntrack_note(e, p, j);
+	e->initiator = p->src_hi;
+	e->flags = flags;
+	e->tcp_flags = p->tcp_flags;
+	e->proxy_port = 0;
+	mac_copy(e->lo_mac, j->lo.mac);
+	mac_copy(e->hi_mac, j->hi.mac);
+	e->lo_to_hi.packets = !p->src_hi;
+	e->lo_to_hi.bytes = p->src_hi ? 0 : p->len;
+	e->hi_to_lo.packets = p->src_hi;
+	e->hi_to_lo.bytes = p->src_hi ? p->len : 0;
+}
+
+/* over: the closed or reversed flow of the same tuple, if there is one. Its entry is written anew where it stands: to
+ * take another from the LRU list and give this one back takes a microsecond. Only live ones: what is expired may be in
+ * the sweep's hands.
+ */
+static __noinline enum verdict conntrack_create(struct packet *p, const struct judgement *j, struct ct_entry *over)
+{
+	struct ct_entry e;
+
 	p->event = EVENT_POLICY_VERDICT;
+	if (over) {
+		over->epoch = p->epoch - 1; /* no other CPU takes a cached verdict from it before all is written */
+		barrier();
+		conntrack_begin(over, p, j);
+		barrier();
+		over->epoch = p->epoch;
+		return NEXT;
+	}
+	conntrack_begin(&e, p, j);
+	e.epoch = p->epoch;
+	if (bpf_map_update_elem(&conntrack, &p->key, &e, BPF_ANY)) {
+		p->event = 0;
+		return drop(p, DROP_CT_INSERT);
+	}
 	return NEXT;
 }
 
@@ -169,14 +200,24 @@ static __always_inline enum verdict conntrack_source(struct packet *p)
 	return NEXT;
 }
 
-/* Judges a new flow, or an old one whose verdict is of another epoch. */
-static __noinline enum verdict conntrack_judge(struct packet *p, struct ct_entry *e)
+/* Judges a new flow, or an old one whose verdict is of another epoch. A global function: the verifier looks at it once,
+ * not once for every way that leads to it. The check of p is for its sake.
+ */
+__noinline int conntrack_judge(struct packet *p, struct ct_entry *e)
 {
-	bool first_hi = e ? e->initiator : p->src_hi;
-	struct judgement j;
+	struct ct_entry *over = NULL;
 	struct side *src, *dst;
+	struct judgement j;
 	enum verdict v;
+	bool first_hi;
 
+	if (!p)
+		return V_DROP;
+	if (p->status == CT_NEW) {
+		over = e;
+		e = NULL;
+	}
+	first_hi = e ? e->initiator : p->src_hi;
 	v = judge_flow(p, &j, first_hi, p->echo);
 	if (v != NEXT)
 		return v;
@@ -209,16 +250,8 @@ static __noinline enum verdict conntrack_judge(struct packet *p, struct ct_entry
 	}
 	conntrack_sentence(p, &j);
 	if (!e)
-		return p->action == ACTION_DENY ? V_DROP : conntrack_create(p, &j);
-	e->lo_ifindex = j.lo.ifindex;
-	e->hi_ifindex = j.hi.ifindex;
-	e->lo_identity = j.lo.identity;
-	e->hi_identity = j.hi.identity;
-	e->cookie_out = j.out.cookie;
-	e->cookie_in = j.in.cookie;
-	e->reason = p->reason;
-	e->direction = p->direction;
-	e->action = p->action;
+		return p->action == ACTION_DENY ? V_DROP : conntrack_create(p, &j, over);
+	conntrack_note(e, p, &j);
 	barrier();
 	e->epoch = p->epoch; /* last: another CPU takes the cached verdict as soon as it sees this */
 	return p->action == ACTION_DENY ? V_DROP : NEXT;
@@ -247,10 +280,12 @@ static __always_inline enum verdict conntrack_cached(struct packet *p, const str
 		dst_hi = p->src_hi;
 	p->dst_ifindex = dst_hi ? e->hi_ifindex : e->lo_ifindex;
 	p->dst_identity = dst_hi ? e->hi_identity : e->lo_identity;
+	p->dst_ep = dst_hi ? e->hi_ep : e->lo_ep;
 	mac_copy(p->dst_mac, dst_hi ? e->hi_mac : e->lo_mac);
 	if (!(p->flags & PF_ERROR)) {
 		p->src_ifindex = dst_hi ? e->lo_ifindex : e->hi_ifindex;
 		p->src_identity = dst_hi ? e->lo_identity : e->hi_identity;
+		p->src_ep = dst_hi ? e->lo_ep : e->hi_ep;
 	}
 	p->cookie_out = e->cookie_out;
 	p->cookie_in = e->cookie_in;
@@ -313,8 +348,8 @@ static __always_inline void conntrack_count(const struct settings *s, struct pac
 	if (expires > e->expires + SECOND ||
 	    (p->proto == IPPROTO_TCP && conntrack_closing(flags) && expires < e->expires))
 		e->expires = expires;
-	if (s->report_interval && p->now - e->reported >= s->report_interval) {
-		e->reported = p->now;
+	if (s->report_interval && (__u32)(p->now >> REPORT_SHIFT) - e->reported >= s->report_interval >> REPORT_SHIFT) {
+		e->reported = p->now >> REPORT_SHIFT;
 		p->event = EVENT_TRACE;
 	}
 }
@@ -327,7 +362,7 @@ static __always_inline enum verdict conntrack_verdict(struct packet *p, struct c
 
 	if (!s)
 		return drop(p, DROP_INTERNAL);
-	if (e && e->epoch == p->epoch) {
+	if (e && e->epoch == p->epoch && p->status != CT_NEW) {
 		v = conntrack_cached(p, e);
 		if (v == NEXT && !(p->flags & PF_ERROR))
 			v = conntrack_source(p);
@@ -336,7 +371,7 @@ static __always_inline enum verdict conntrack_verdict(struct packet *p, struct c
 	}
 	if (v == NEXT && p->flags & PF_ERROR)
 		return conntrack_error_source(p);
-	if (v == NEXT && e)
+	if (v == NEXT && e && p->status != CT_NEW)
 		conntrack_count(s, p, e);
 	if (v == NEXT && p->flags & PF_FIRST && !(p->flags & PF_NATTED))
 		v = fragment_store(p);

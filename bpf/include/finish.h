@@ -44,7 +44,10 @@ static __always_inline int finish(struct __sk_buff *ctx, struct packet *p, enum 
 	if (p->event || s->flags & SETTING_TRACE_ALL) {
 		if (!p->event)
 			p->event = EVENT_TRACE;
-		event_send(ctx, p, v);
+		if (v == V_DROP || s->flags & (SETTING_SNAP | SETTING_TRACE_ALL))
+			event_whole(ctx, p, v);
+		else
+			event_short(ctx, p, v);
 	}
 	switch (v) {
 	case V_PEER:

@@ -139,7 +139,9 @@ struct ct_entry {
 	__u8 direction; /* enum direction that denied */
 	__u8 lo_mac[6]; /* of the pods behind lo_ifindex and hi_ifindex */
 	__u8 hi_mac[6];
-	__u64 reported; /* last periodic event, ns */
+	__u16 lo_ep; /* their endpoint ids */
+	__u16 hi_ep;
+	__u32 reported; /* last periodic event, in steps of 2^20 ns */
 	struct ct_count lo_to_hi;
 	struct ct_count hi_to_lo;
 };
@@ -213,10 +215,15 @@ enum setting_flag {
 	SETTING_MASQ4 = 2,
 	SETTING_MASQ6 = 4,
 	SETTING_TRACE_ALL = 8, /* an event per packet */
+	SETTING_SNAP = 16, /* events of packets that pass carry their first bytes, as those of drops do */
 };
 
-#define EVENT_SNAP 128
+#define EVENT_SNAP	 128
+#define EVENT_SNAP_SHORT 14 /* the Ethernet header */
 
+/* A record of the ring is all of it for a drop, else only up to the Ethernet header, unless the settings ask for more:
+ * writing is most of what one costs.
+ */
 struct event {
 	__u64 time; /* CLOCK_MONOTONIC ns */
 	struct addr src;
@@ -241,6 +248,6 @@ struct event {
 	__u8 proto;
 	__u8 tcp_flags;
 	__u16 snap_len; /* bytes of the packet in snap */
-	__u8 pad[10];
 	__u8 snap[EVENT_SNAP];
+	__u8 pad[2];
 };

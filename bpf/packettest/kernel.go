@@ -302,8 +302,8 @@ func (k *Kernel) drain() ([]bpf.Event, error) {
 			return es, fmt.Errorf("read the ring of events: %w", err)
 		}
 		var e bpf.Event
-		if _, err := binary.Decode(rec.RawSample, binary.NativeEndian, &e); err != nil {
-			return es, fmt.Errorf("decode an event of %d bytes: %w", len(rec.RawSample), err)
+		if !e.Decode(rec.RawSample) {
+			return es, fmt.Errorf("an event of %d bytes is not what types.h says", len(rec.RawSample))
 		}
 		es = append(es, e)
 	}

@@ -174,7 +174,7 @@ func (k *Kernel) Advance(t testing.TB, d time.Duration) {
 	age := func(at *uint64) {
 		*at -= min(*at, uint64(d))
 	}
-	each(t, k.maps["conntrack"], func(e *bpf.CTEntry) { age(&e.Expires); age(&e.Created); age(&e.Reported) })
+	each(t, k.maps["conntrack"], func(e *bpf.CTEntry) { age(&e.Expires); age(&e.Created); e.Reported -= uint32(d >> 20) })
 	each(t, k.maps["nat"], func(e *bpf.NatEntry) { age(&e.Used) })
 	each(t, k.maps["fragments"], func(e *bpf.FragEntry) { age(&e.Expires) })
 }

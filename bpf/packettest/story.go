@@ -23,7 +23,7 @@ import (
 //	prefix CIDR identity=N [cluster] [noowner]
 //	subject N [cookie=C]               nothing allowed, denied under cookie C
 //	rule N IDENTITY|* PROTO|any PORT|FIRST-LAST|* allow|deny|refuse|redirect|audit|NUMBER [cookie=C]
-//	settings [audit] [trace] [nomasq] [nomasqaddr] [nat=FIRST-LAST] [report=DURATION]
+//	settings [audit] [trace] [snap] [nomasq] [nomasqaddr] [nat=FIRST-LAST] [report=DURATION]
 //	epoch                              every cached verdict is stale
 //	advance DURATION                   flows grow older
 //	forget endpoint NAME | forget peer ADDR | forget MAP | forget ways-back
@@ -344,7 +344,7 @@ func (s *story) rule(t testing.TB, args []string, o options) error {
 }
 
 func (s *story) set(t testing.TB, o options) error {
-	for name, flag := range map[string]uint32{"audit": bpf.SettingAudit, "trace": bpf.SettingTraceAll} {
+	for name, flag := range map[string]uint32{"audit": bpf.SettingAudit, "trace": bpf.SettingTraceAll, "snap": bpf.SettingSnap} {
 		if o.has(name) {
 			s.settings.Flags |= flag
 		}

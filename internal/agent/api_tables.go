@@ -149,6 +149,13 @@ func (a *api) DumpTable(_ context.Context, req *agentv1.DumpTableRequest) (*agen
 
 // Monitor sends flows until the client has enough.
 func (a *api) Monitor(req *agentv1.MonitorRequest, out grpc.ServerStreamingServer[agentv1.MonitorResponse]) error {
+	if req.GetSnap() && !req.GetPastOnly() {
+		return a.datapath.WithSnap(func() error { return a.monitor(req, out) })
+	}
+	return a.monitor(req, out)
+}
+
+func (a *api) monitor(req *agentv1.MonitorRequest, out grpc.ServerStreamingServer[agentv1.MonitorResponse]) error {
 	if err := out.SendHeader(nil); err != nil { // the client knows that from now on it misses nothing
 		return err
 	}

@@ -6,16 +6,12 @@ import (
 	"fmt"
 	"os"
 	"time"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 
 	"porin/bpf"
 )
-
-// eventHead is the least that an event record holds: everything before the packet's bytes.
-const eventHead = int(unsafe.Offsetof(bpf.Event{}.Snap))
 
 // How often the ring is looked into, since its writer wakes nobody (event.h): often enough for people, and when the last
 // look found an eighth of the ring full, often enough for a flood.
@@ -54,24 +50,13 @@ func (d *Datapath) Events(ctx context.Context, f func(*bpf.Event)) error {
 			return fmt.Errorf("read ring of events: %w", err)
 		}
 		read += len(rec.RawSample)
-		if !decodeEvent(rec.RawSample, &ev) {
+		if !ev.Decode(rec.RawSample) {
 			d.lost.Add(1)
 			continue
 		}
 		f(&ev)
 	}
 	return nil
-}
-
-// decodeEvent copies a record into ev, whose bytes are those of struct event. It refuses a record of another size.
-func decodeEvent(raw []byte, ev *bpf.Event) bool {
-	dst := unsafe.Slice((*byte)(unsafe.Pointer(ev)), unsafe.Sizeof(*ev))
-	if len(raw) < eventHead || len(raw) > len(dst) {
-		return false
-	}
-	n := copy(dst, raw)
-	clear(dst[n:])
-	return int(ev.SnapLen) <= max(n-eventHead, 0)
 }
 
 // Lost counts events that nobody will see: the ring was full, or a record was malformed.

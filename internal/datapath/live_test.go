@@ -181,6 +181,28 @@ func TestRootLivePolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	both(true, false, "unlocked")
+	snapOf := func(long bool) func() bool {
+		return func() bool {
+			return events.has(func(e bpf.Event) bool {
+				return e.Type == 5 && e.Dport.Host() == 80 && (e.SnapLen > bpf.EventSnapShort) == long && e.SnapLen >= bpf.EventSnapShort
+			})
+		}
+	}
+	wait(t, "an event of a packet that passed, with its Ethernet header", snapOf(false))
+	if snapOf(true)() {
+		t.Error("a packet that passed has its first bytes in its event, and nobody asked for them")
+	}
+	if err := d.WithSnap(func() error {
+		err := d.WithSnap(func() error { return nil }) // another reader, who ends before this one
+		both(true, false, "with the packets' first bytes")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "an event of a packet that passed, with its first bytes", snapOf(true))
+	if s, _, err := d.settings.get(0); err != nil || s.Flags&bpf.SettingSnap != 0 {
+		t.Errorf("settings %+v, %v: nobody reads first bytes any more", s, err)
+	}
 	stop()
 	if err := <-done; err != nil {
 		t.Errorf("events: %v", err)

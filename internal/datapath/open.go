@@ -45,6 +45,7 @@ type Datapath struct {
 	alarms   alarms
 	audit    atomic.Bool   // as Config.Audit until SetAudit
 	traceAll atomic.Bool   // as Config.TraceAll until SetTraceAll
+	snaps    atomic.Int32  // calls of WithSnap that are under way
 	lost     atomic.Uint64 // events that could not be read; the programs' own losses are in the map
 
 	fallbacks []string

@@ -1,9 +1,7 @@
 package datapath
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"net/netip"
 	"os"
@@ -12,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"unsafe"
 
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
@@ -473,24 +470,6 @@ func TestRootListMaps(t *testing.T) {
 	}
 	if err := d.ListMap("bogus", "", nil); err == nil {
 		t.Error("an unknown map was listed")
-	}
-}
-
-func TestDecodeEvent(t *testing.T) {
-	full := make([]byte, eventHead+bpf.EventSnap)
-	for i := range full {
-		full[i] = byte(i)
-	}
-	var ev bpf.Event
-	if decodeEvent(full[:eventHead-1], &ev) || decodeEvent(append(full, 0), &ev) || decodeEvent(full, &ev) {
-		t.Error("a record of a wrong size, or that says more than it holds, was taken")
-	}
-	binary.NativeEndian.PutUint16(full[unsafe.Offsetof(ev.SnapLen):], 4)
-	if !decodeEvent(full[:eventHead+4], &ev) || ev.SnapLen != 4 || !bytes.Equal(ev.Snap[:4], full[eventHead:eventHead+4]) || ev.Snap[4] != 0 {
-		t.Errorf("short record: %+v", ev)
-	}
-	if n := testing.AllocsPerRun(100, func() { decodeEvent(full, &ev) }); n != 0 {
-		t.Errorf("%v allocations per event", n)
 	}
 }
 

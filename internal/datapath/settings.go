@@ -30,6 +30,21 @@ func (d *Datapath) SetTraceAll(on bool) error {
 	return d.writeSettings()
 }
 
+// WithSnap runs fn. Until it returns, events carry the first bytes of packets that pass too; those of drops always do.
+func (d *Datapath) WithSnap(fn func() error) (err error) {
+	d.snaps.Add(1)
+	defer func() {
+		d.snaps.Add(-1)
+		if e := d.writeSettings(); err == nil {
+			err = e
+		}
+	}()
+	if err := d.writeSettings(); err != nil {
+		return err
+	}
+	return fn()
+}
+
 // writeSettings tells the programs about this node, if anything of it changed.
 func (d *Datapath) writeSettings() error {
 	d.settingsTurn.Lock()
@@ -46,6 +61,9 @@ func (d *Datapath) writeSettings() error {
 	}
 	if d.traceAll.Load() {
 		want.Flags |= bpf.SettingTraceAll
+	}
+	if d.snaps.Load() > 0 {
+		want.Flags |= bpf.SettingSnap
 	}
 	if d.cfg.Masquerade {
 		v4, v6, err := d.host.sources()
