@@ -2,12 +2,10 @@ package kvstore
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -31,6 +29,13 @@ type Config struct {
 	Collect   time.Duration // time between two passes of the collector (default 5 min)
 	First     uint32        // lowest number to give out (default 256)
 	Last      uint32        // highest (default 65535)
+
+	// ReadOnly clients of another cluster's store take no lease and never write.
+	ReadOnly bool
+	Cluster  string // whose records a ReadOnly client reads
+	// Did, if given, is told of every operation: scope (addresses, node, identities, heartbeat), how long it took, and
+	// how it went.
+	Did func(scope string, took time.Duration, err error)
 }
 
 func (c *Config) defaults() {
@@ -63,15 +68,24 @@ type Client struct {
 	etcd *clientv3.Client
 
 	mu      sync.Mutex
-	lease   clientv3.LeaseID // mu: 0 means that a new one is needed
-	state   string           // mu: "" before the first answer
-	cluster uint64           // mu: id of the cluster that answered last
-	rev     int64            // mu: its revision then
-	relist  chan struct{}    // mu: closed when the store is not the one it was
+	lease   clientv3.LeaseID  // mu: 0 means that a new one is needed
+	state   string            // mu: "" before the first answer
+	cluster uint64            // mu: id of the cluster that answered last
+	rev     int64             // mu: its revision then
+	relist  chan struct{}     // mu: closed when the store is not the one it was
+	renewed chan struct{}     // mu: closed when there is another lease, or none
+	losses  uint64            // mu: how often the store was not the one it was
+	answer  time.Time         // mu: when it answered last
+	counts  map[string]uint64 // mu
 }
 
-// opTimeout bounds a single request; what waits longer repeats it.
-const opTimeout = 3 * time.Second
+const (
+	// opTimeout bounds a request that changes nothing; what waits longer repeats it.
+	opTimeout = 3 * time.Second
+	// writeTimeout is longer: a store whose disk is slow carries a request out long after a shorter time would have made
+	// us repeat it. It is shorter than Config.Timeout, so that a request that got lost is repeated once at least.
+	writeTimeout = 8 * time.Second
+)
 
 // Dial prepares a client. It reads the TLS files but connects to nothing yet.
 func Dial(log *slog.Logger, cfg Config) (*Client, error) {
@@ -98,54 +112,13 @@ func Dial(log *slog.Logger, cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store %s: %w", strings.Join(cfg.Endpoints, ","), err)
 	}
-	return &Client{log: log, cfg: cfg, etcd: etcd, relist: make(chan struct{})}, nil
+	return &Client{
+		log: log, cfg: cfg, etcd: etcd, relist: make(chan struct{}), renewed: make(chan struct{}), counts: map[string]uint64{},
+	}, nil
 }
 
 // Close ends the connection. The lease stays: what this node claims is still in use while its agent restarts.
 func (c *Client) Close() error { return c.etcd.Close() }
-
-// tls returns nil when the endpoints are plain.
-func (cfg Config) tls() (*tls.Config, error) {
-	secure := false
-	for _, e := range cfg.Endpoints {
-		secure = secure || strings.HasPrefix(e, "https://")
-	}
-	if !secure {
-		if cfg.Cert+cfg.Key+cfg.CA != "" {
-			return nil, errors.New("store: TLS files are given but no endpoint begins with https://")
-		}
-		return nil, nil
-	}
-	t := &tls.Config{MinVersion: tls.VersionTLS12}
-	if cfg.CA != "" {
-		pem, err := os.ReadFile(cfg.CA)
-		if err != nil {
-			return nil, fmt.Errorf("store: CA: %w", err)
-		}
-		t.RootCAs = x509.NewCertPool()
-		if !t.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("store: CA %s holds no certificate", cfg.CA)
-		}
-	}
-	if (cfg.Cert == "") != (cfg.Key == "") {
-		return nil, errors.New("store: a client certificate needs both --kvstore-cert and --kvstore-key")
-	}
-	if cfg.Cert != "" {
-		load := func() (*tls.Certificate, error) {
-			pair, err := tls.LoadX509KeyPair(cfg.Cert, cfg.Key)
-			if err != nil {
-				return nil, fmt.Errorf("store: client certificate: %w", err)
-			}
-			return &pair, nil
-		}
-		if _, err := load(); err != nil {
-			return nil, err
-		}
-		// read for every connection, so that a renewed certificate needs no restart
-		t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
-	}
-	return t, nil
-}
 
 // Healthy tells whether the store answered the last heartbeat, and if not, why.
 func (c *Client) Healthy() (ok bool, message string) {
@@ -168,16 +141,20 @@ func (c *Client) currentLease(ctx context.Context) (clientv3.LeaseID, error) {
 	if id != 0 {
 		return id, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	op, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	resp, err := c.etcd.Grant(ctx, int64(c.cfg.LeaseTTL/time.Second))
+	resp, err := c.etcd.Grant(op, int64(c.cfg.LeaseTTL/time.Second))
 	if err != nil {
+		return 0, err
+	}
+	if err := c.met(ctx, resp.ClusterId, resp.Revision); err != nil {
 		return 0, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.lease == 0 {
 		c.lease = resp.ID
+		c.tellRenewed()
 		return c.lease, nil
 	}
 	// somebody was faster; ours is empty and ends by itself
@@ -190,18 +167,102 @@ func (c *Client) lost(id clientv3.LeaseID) {
 	defer c.mu.Unlock()
 	if c.lease == id && id != 0 {
 		c.lease = 0
+		c.tellRenewed()
 		c.log.Warn("store lease lost; claiming again under a new one", "lease", fmt.Sprintf("%x", int64(id)))
 	}
 }
 
-// beat renews the lease and looks whether the store still is the one it was: another cluster, or one whose revision
-// went back, has lost what watchers know, and would let them wait for ever.
-func (c *Client) beat(ctx context.Context) error {
+// tellRenewed wakes who writes under the lease. The lock is held.
+func (c *Client) tellRenewed() {
+	close(c.renewed)
+	c.renewed = make(chan struct{})
+}
+
+// leaseChanged returns a channel that closes when records must be written under another lease.
+func (c *Client) leaseChanged() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.renewed
+}
+
+// lossCount tells how often the store turned out not to be the one it was.
+func (c *Client) lossCount() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.losses
+}
+
+// Silent tells for how long the store has not answered; 0 while it does. Before its first answer it counts from since.
+func (c *Client) Silent(since, now time.Time) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state == "ok" {
+		return 0
+	}
+	if c.answer.After(since) {
+		since = c.answer
+	}
+	return now.Sub(since)
+}
+
+// count counts something that is no operation.
+func (c *Client) count(what string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.counts[what]++
+}
+
+// Counts returns what was counted: refused records, listings, and times that the store was lost.
+func (c *Client) Counts() map[string]uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := maps.Clone(c.counts)
+	out["lost"] = c.losses
+	return out
+}
+
+// do runs a transaction and tells Config.Did.
+func (c *Client) do(ctx context.Context, scope string, f func(context.Context) (*clientv3.TxnResponse, error)) (*clientv3.TxnResponse, error) {
+	began := time.Now()
+	resp, err := f(ctx)
+	if c.cfg.Did != nil {
+		c.cfg.Did(scope, time.Since(began), err)
+	}
+	return resp, err
+}
+
+// Beat looks after a ReadOnly client's store until ctx ends. Others do that while Identities.Run runs.
+func (c *Client) Beat(ctx context.Context) error {
+	tick := time.NewTicker(c.cfg.Heartbeat)
+	defer tick.Stop()
+	for {
+		_ = c.beat(ctx) // Healthy tells
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// glance asks a store that may not be written to.
+func (c *Client) glance(ctx context.Context) error {
+	op, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	resp, err := c.etcd.Get(op, StatePrefix(c.cfg.Cluster), clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil {
+		return err
+	}
+	return c.met(ctx, resp.Header.ClusterId, resp.Header.Revision)
+}
+
+// keep renews the lease.
+func (c *Client) keep(ctx context.Context) error {
 	var err error
 	for range 2 { // a second time with a new lease
 		var id clientv3.LeaseID
 		if id, err = c.currentLease(ctx); err != nil {
-			break
+			return err
 		}
 		var resp *clientv3.LeaseKeepAliveResponse
 		op, cancel := context.WithTimeout(ctx, opTimeout)
@@ -211,21 +272,37 @@ func (c *Client) beat(ctx context.Context) error {
 			err = c.met(ctx, resp.ClusterId, resp.Revision)
 		}
 		if !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-			break
+			return err
 		}
 		c.lost(id)
+	}
+	return err
+}
+
+// beat renews the lease and looks whether the store still is the one it was: another cluster, or one whose revision
+// went back, has lost what watchers know, and would let them wait for ever.
+func (c *Client) beat(ctx context.Context) error {
+	began := time.Now()
+	var err error
+	if c.cfg.ReadOnly {
+		err = c.glance(ctx)
+	} else {
+		err = c.keep(ctx)
+	}
+	if c.cfg.Did != nil && ctx.Err() == nil {
+		c.cfg.Did("heartbeat", time.Since(began), err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	was := c.state
 	if err != nil {
-		c.state = fmt.Sprintf("%s: %v", strings.Join(c.cfg.Endpoints, ","), err)
+		c.state = fmt.Sprintf("%s: %v", strings.Join(c.cfg.Endpoints, ","), explain(err))
 	} else {
-		c.state = "ok"
+		c.state, c.answer = "ok", time.Now()
 	}
 	if (was == "ok") != (c.state == "ok") && ctx.Err() == nil {
 		if err != nil {
-			c.log.Warn("store does not answer; known identities stay, new label sets wait", "err", err)
+			c.log.Warn("store does not answer; known identities stay, new label sets wait", "err", explain(err))
 		} else {
 			c.log.Info("store answers", "endpoints", strings.Join(c.cfg.Endpoints, ","))
 		}
@@ -238,7 +315,7 @@ func (c *Client) met(ctx context.Context, cluster uint64, rev int64) error {
 	if c.older(cluster, rev) { // or only a member that lags behind: ask the quorum
 		op, cancel := context.WithTimeout(ctx, opTimeout)
 		defer cancel()
-		resp, err := c.etcd.Get(op, root, clientv3.WithCountOnly())
+		resp, err := c.etcd.Get(op, StatePrefix(c.cfg.Cluster), clientv3.WithCountOnly())
 		if err != nil {
 			return err
 		}
@@ -250,6 +327,7 @@ func (c *Client) met(ctx context.Context, cluster uint64, rev int64) error {
 	if older {
 		c.log.Warn("store is not what it was; reading everything again",
 			"cluster", fmt.Sprintf("%x", cluster), "rev", rev, "was", fmt.Sprintf("%x", c.cluster), "was-rev", c.rev)
+		c.losses++
 		close(c.relist)
 		c.relist = make(chan struct{})
 	}
@@ -274,7 +352,7 @@ func (c *Client) relisting() <-chan struct{} {
 func retry(ctx context.Context, f func(context.Context) error) error {
 	wait := 20 * time.Millisecond
 	for {
-		op, cancel := context.WithTimeout(ctx, opTimeout)
+		op, cancel := context.WithTimeout(ctx, writeTimeout)
 		err := f(op)
 		cancel()
 		if err == nil || final(err) {

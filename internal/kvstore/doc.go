@@ -1,7 +1,10 @@
-// Package kvstore reads and writes what all nodes of a cluster must agree on, in etcd: today the identity numbers. It
-// reads and writes keys below porin/, and runs the embedded etcd server of a node that has no other store. It never
-// decides which labels make an identity and never touches the kernel.
+// Package kvstore reads and writes what all nodes of a cluster must agree on, in etcd: the identity numbers, and what
+// each node says about itself and its workloads' addresses. It reads and writes keys below porin/, and runs the embedded
+// etcd server of a node that has no other store. It never decides which labels make an identity or whose claim stands, and
+// never touches the kernel.
 //
+//	porin/state/v1/<cluster>/nodes/<node>               JSON    leased: the node's record
+//	porin/state/v1/<cluster>/addresses/<node>/<address> JSON    leased: who has an address
 //	porin/identities/v1/id/<number>              label set      permanent until collected
 //	porin/identities/v1/value/<label set>/       number         permanent until collected: makes the set's number unique
 //	porin/identities/v1/value/<label set>/<node> number         leased: the node uses it

@@ -51,14 +51,21 @@ type Identities struct {
 	kick   chan struct{} // somebody wants claims to be written
 
 	mu      sync.Mutex
-	ids     map[identity.ID]string // mu: number -> label set, as the watch told
-	sets    map[string]identity.ID // mu: the same, the other way
-	resting map[identity.ID]string // mu: collected numbers
-	held    map[string]*held       // mu: what this node uses
-	synced  chan struct{}          // closed once the watch has read everything
-	once    sync.Once              // closes synced
-	idle    map[string]identity.ID // mu: sets that nobody claimed in the last pass of the collector
-	txns    uint64                 // mu: transactions sent, for tests and metrics
+	ids     map[identity.ID]string     // mu: number -> label set, as the watch told
+	sets    map[string]identity.ID     // mu: the same, the other way
+	resting map[identity.ID]string     // mu: collected numbers
+	lost    map[identity.ID]lostNumber // mu: numbers that the store does not know any more, as after it was wiped
+	held    map[string]*held           // mu: what this node uses
+	synced  chan struct{}              // closed once the watch has read everything
+	once    sync.Once                  // closes synced
+	idle    map[string]identity.ID     // mu: sets that nobody claimed in the last pass of the collector
+	txns    uint64                     // mu: transactions sent, for tests and metrics
+}
+
+// lostNumber is a number whose users may still write it again; it is given to nobody else until they had their time.
+type lostNumber struct {
+	set   string
+	until time.Time
 }
 
 // held is a number in use on this node and the lease under which the store knows it.
@@ -72,7 +79,7 @@ func NewIdentities(log *slog.Logger, client *Client) *Identities {
 	return &Identities{
 		log: log, cfg: client.cfg, client: client, kick: make(chan struct{}, 1),
 		ids: make(map[identity.ID]string), sets: make(map[string]identity.ID), resting: make(map[identity.ID]string),
-		held: make(map[string]*held), synced: make(chan struct{}), idle: make(map[string]identity.ID),
+		lost: make(map[identity.ID]lostNumber), held: make(map[string]*held), synced: make(chan struct{}), idle: make(map[string]identity.ID),
 	}
 }
 
@@ -223,11 +230,17 @@ func (s *Identities) choose(set string, want identity.ID) (id identity.ID, exist
 			return id, false, nil // the same meaning again needs no rest
 		}
 	}
+	now := time.Now()
+	for id, l := range s.lost {
+		if l.set == set && s.ids[id] == "" && s.resting[id] == "" {
+			return id, false, nil
+		}
+	}
 	size := s.cfg.Last - s.cfg.First + 1
 	start := rand.Uint32N(size) // not the lowest: nodes would all run for the same one
 	for i := range size {
 		id := identity.ID(s.cfg.First + (start+i)%size)
-		if s.ids[id] == "" && s.resting[id] == "" {
+		if l, lost := s.lost[id]; s.ids[id] == "" && s.resting[id] == "" && (!lost || now.After(l.until)) {
 			return id, false, nil
 		}
 	}
@@ -370,7 +383,7 @@ func (s *Identities) republish(ctx context.Context) {
 }
 
 func (s *Identities) republishOne(ctx context.Context, set string, id identity.ID) error {
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	err := s.claimHeld(ctx, set, id)
 	if errors.Is(err, errConflict) {

@@ -48,7 +48,7 @@ func TestNewLabelSetIsOneTransaction(t *testing.T) {
 func TestNodesAgree(t *testing.T) {
 	srv := newServer(t)
 	const sets, each = 60, 8
-	var nodes []*node
+	var nodes []*member
 	for _, name := range []string{"a", "b", "c"} {
 		nodes = append(nodes, newNode(t, name, srv.cfg.Endpoint(), func(c *Config) { c.First, c.Last = 256, 256+sets+10 }))
 	}
@@ -394,14 +394,14 @@ func BenchmarkAllocateNew(b *testing.B) {
 	}
 }
 
-func mustRelease(t *testing.T, n *node, set string, id identity.ID) {
+func mustRelease(t *testing.T, n *member, set string, id identity.ID) {
 	t.Helper()
 	if err := n.Release(t.Context(), set, id); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func collectTwice(t *testing.T, n *node) {
+func collectTwice(t *testing.T, n *member) {
 	t.Helper()
 	for range 2 {
 		if err := n.collect(t.Context()); err != nil {

@@ -88,8 +88,8 @@ func (s *server) stop() {
 	}
 }
 
-// node is one node's Identities, running, and what its watch told.
-type node struct {
+// member is one node's Identities, running, and what its watch told.
+type member struct {
 	*Identities
 	t    testing.TB
 	etcd *clientv3.Client
@@ -98,7 +98,7 @@ type node struct {
 	stop func()
 }
 
-func newNode(t testing.TB, name, endpoint string, edit ...func(*Config)) *node {
+func newNode(t testing.TB, name, endpoint string, edit ...func(*Config)) *member {
 	t.Helper()
 	cfg := Config{
 		Endpoints: []string{endpoint}, Node: name,
@@ -112,7 +112,7 @@ func newNode(t testing.TB, name, endpoint string, edit ...func(*Config)) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{Identities: NewIdentities(log, client), t: t, etcd: client.etcd, seen: map[identity.ID]string{}}
+	n := &member{Identities: NewIdentities(log, client), t: t, etcd: client.etcd, seen: map[identity.ID]string{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { n.Run(ctx) })
@@ -136,13 +136,13 @@ func newNode(t testing.TB, name, endpoint string, edit ...func(*Config)) *node {
 	return n
 }
 
-func (n *node) told(id identity.ID) string {
+func (n *member) told(id identity.ID) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.seen[id]
 }
 
-func (n *node) allocate(set string) identity.ID {
+func (n *member) allocate(set string) identity.ID {
 	n.t.Helper()
 	id, err := n.Allocate(context.Background(), set)
 	if err != nil {
@@ -151,14 +151,14 @@ func (n *node) allocate(set string) identity.ID {
 	return id
 }
 
-func (n *node) sent() uint64 {
+func (n *member) sent() uint64 {
 	n.Identities.mu.Lock()
 	defer n.Identities.mu.Unlock()
 	return n.txns
 }
 
 // keys reads everything below prefix.
-func (n *node) keys(prefix string) map[string]string {
+func (n *member) keys(prefix string) map[string]string {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()

@@ -13,7 +13,7 @@ import (
 )
 
 // cutOff cuts a node off for longer than its lease lasts and lets another one collect what it held.
-func cutOff(t *testing.T, cable *cable, a, b *node, set string, id identity.ID) {
+func cutOff(t *testing.T, cable *cable, a, b *member, set string, id identity.ID) {
 	t.Helper()
 	cable.cut()
 	eventually(t, "the lease of the node that is cut off ends", func() bool {

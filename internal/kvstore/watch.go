@@ -29,26 +29,7 @@ var errStart = errors.New("reading everything again")
 // Watch tells f of every number of the cluster, then of each change, until ctx ends. After an interruption that the
 // store's history does not bridge it reads everything again and tells f the difference, deletions included.
 func (s *Identities) Watch(ctx context.Context, f func(upsert bool, id identity.ID, set string)) error {
-	wait := 100 * time.Millisecond
-	for {
-		began := time.Now()
-		err := s.listAndWatch(ctx, f)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if time.Since(began) > time.Minute {
-			wait = 100 * time.Millisecond
-		}
-		if ok, _ := s.client.Healthy(); ok { // else the heartbeat has said so already
-			s.log.Warn("watch of identities interrupted", "err", err, "again-in", wait)
-		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		wait = min(2*wait, 5*time.Second)
-	}
+	return s.client.again(ctx, s.log, func(ctx context.Context) error { return s.listAndWatch(ctx, f) })
 }
 
 func (s *Identities) listAndWatch(ctx context.Context, f func(bool, identity.ID, string)) error {
@@ -135,6 +116,17 @@ func (s *Identities) number(key string) (id identity.ID, freed, ok bool) {
 func (s *Identities) replace(ids, resting map[identity.ID]string, f func(bool, identity.ID, string)) {
 	s.mu.Lock()
 	old := s.ids
+	now := time.Now()
+	for id, set := range old {
+		if ids[id] == "" && resting[id] == "" { // collected long ago, or lost with the store: others may still use it
+			s.lost[id] = lostNumber{set, now.Add(s.cfg.Rest)}
+		}
+	}
+	for id, l := range s.lost {
+		if ids[id] != "" || now.After(l.until) {
+			delete(s.lost, id)
+		}
+	}
 	s.ids, s.resting = ids, resting
 	s.sets = make(map[string]identity.ID, len(ids))
 	for id, set := range ids {

@@ -28,10 +28,9 @@ const (
 )
 
 var (
-	namePattern    = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
-	clusterPattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$`)
-	textPattern    = regexp.MustCompile(`^[a-z0-9]?([-a-z0-9.]{0,251}[a-z0-9])?$`)
-	portPattern    = regexp.MustCompile(`^[a-z0-9-]{1,63}$`)
+	namePattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
+	textPattern = regexp.MustCompile(`^[a-z0-9]?([-a-z0-9.]{0,251}[a-z0-9])?$`)
+	portPattern = regexp.MustCompile(`^[a-z0-9-]{1,63}$`)
 )
 
 // check tells what is wrong with a record of a node by itself, whatever other nodes say.
