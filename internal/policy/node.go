@@ -200,6 +200,15 @@ func (o *object) take(name string) (value, bool) {
 	return f.val, true
 }
 
+// need takes a field that must be there.
+func (r *reader) need(o *object, name string) (value, bool) {
+	v, ok := o.take(name)
+	if _, null := o.fields[name]; !ok && !null {
+		r.fail(o.Node, o.at(name), "missing")
+	}
+	return v, ok
+}
+
 // skip takes fields whose content does not matter.
 func (o *object) skip(names ...string) {
 	for _, name := range names {

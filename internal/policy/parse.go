@@ -84,6 +84,11 @@ func docKinds() []docKind {
 	return []docKind{
 		{KindNetworkPolicy, []string{"cilium.io/v2"}, true, false, (*reader).ciliumPolicy},
 		{KindClusterwideNetworkPolicy, []string{"cilium.io/v2"}, false, false, (*reader).ciliumPolicy},
+		{KindKubernetesNetworkPolicy, []string{"networking.k8s.io/v1"}, true, false, (*reader).kubernetesPolicy},
+		{KindClusterNetworkPolicy, []string{"policy.networking.k8s.io/v1alpha2"}, false, false, (*reader).clusterPolicy},
+		{KindCIDRGroup, []string{"cilium.io/v2", "cilium.io/v2alpha1"}, false, true, (*reader).cidrGroup},
+		{KindService, []string{"v1"}, true, true, (*reader).service},
+		{KindEndpointSlice, []string{"discovery.k8s.io/v1"}, true, true, (*reader).slice},
 	}
 }
 
@@ -214,5 +219,7 @@ func (r *reader) documentLabels(meta *object, p *Policy) {
 	for _, q := range reqs {
 		ls = append(ls, labels.Label{Source: labels.SourceK8s, Key: q.Key, Value: q.Values[0]})
 	}
-	p.Labels = labels.New(ls...)
+	if ls != nil {
+		p.Labels = labels.New(ls...)
+	}
 }

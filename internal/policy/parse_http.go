@@ -19,10 +19,10 @@ func (r *reader) httpRule(v value) (h HTTPRule, ok bool) {
 		}
 	}
 	if l, ok := o.take("headers"); ok {
-		h.Headers = each(r, l, r.headerRule)
+		h.Headers = append([]HeaderRule(nil), each(r, l, r.headerRule)...) // nil if there is none
 	}
 	if l, ok := o.take("headerMatches"); ok {
-		h.HeaderMatches = each(r, l, r.headerMatch)
+		h.HeaderMatches = append([]HeaderMatch(nil), each(r, l, r.headerMatch)...)
 	}
 	o.done()
 	return h, len(r.errs) == errs

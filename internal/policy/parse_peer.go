@@ -203,7 +203,7 @@ func (r *reader) dnsName(v value) (string, bool) {
 	if !strings.HasSuffix(name, ".") {
 		name += "."
 	}
-	if name != "." && !isDNS(name, dnsLetters) {
+	if s != "." && !isDNS(name, dnsLetters) {
 		r.fail(v.Node, v.path, "%.80q is no DNS name; use letters, digits, '-' and '_' between dots, at most 63 in a label and 253 in all", s)
 		return "", false
 	}

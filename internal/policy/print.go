@@ -133,19 +133,42 @@ func (p *Policy) Marshal() ([]byte, error) {
 		return nil, fmt.Errorf("print %s: the kind is unknown", p.Ref)
 	}
 	doc := yamlPolicy{APIVersion: kind.versions[0], Kind: p.Kind, Metadata: yamlMeta{Name: p.Name, Namespace: p.Namespace}}
-	for _, r := range p.Rules {
-		y := marshalRule(r)
-		if r.Spec < 0 {
-			doc.Spec = y
-		} else {
-			doc.Specs = append(doc.Specs, y)
+	for _, l := range p.Labels {
+		if doc.Metadata.Labels == nil {
+			doc.Metadata.Labels = map[string]string{}
+		}
+		doc.Metadata.Labels[l.Key] = l.Value
+	}
+	switch p.Kind {
+	case KindKubernetesNetworkPolicy:
+		doc.Spec = marshalKubernetes(p.Rules[0])
+	case KindClusterNetworkPolicy:
+		doc.Spec = marshalCluster(p.Rules[0])
+	case KindCIDRGroup:
+		doc.Spec = yamlEntry{"externalCIDRs": append([]netip.Prefix{}, p.Group.CIDRs...)}
+	case KindService:
+		doc.Spec = marshalSelectedPods(p.Service)
+	case KindEndpointSlice:
+		return encode(p.Ref, marshalSlice(doc, p.Slice))
+	default:
+		for _, r := range p.Rules {
+			y := marshalRule(r)
+			if r.Spec < 0 {
+				doc.Spec = y
+			} else {
+				doc.Specs = append(doc.Specs, y)
+			}
 		}
 	}
+	return encode(p.Ref, doc)
+}
+
+func encode(ref Ref, doc any) ([]byte, error) {
 	var b bytes.Buffer
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)
 	if err := enc.Encode(doc); err != nil {
-		return nil, fmt.Errorf("print %s: %w", p.Ref, err)
+		return nil, fmt.Errorf("print %s: %w", ref, err)
 	}
 	return b.Bytes(), nil
 }
