@@ -5,8 +5,8 @@ VERSION ?= $(shell git -c safe.directory='*' describe --tags --always --dirty 2>
 CLANG ?= clang-19
 STRIP ?= llvm-strip-19
 FORMAT ?= clang-format-19
-BINARIES := porin porin-agent porin-cni
-LDFLAGS := -s -w -X porin/internal/agent.Version=$(VERSION) -X porin/internal/cli.Version=$(VERSION) -X porin/internal/cni.Version=$(VERSION)
+BINARIES := porin porin-agent porin-cni porin-operator
+LDFLAGS := -s -w -X porin/internal/agent.Version=$(VERSION) -X porin/internal/cli.Version=$(VERSION) -X porin/internal/cni.Version=$(VERSION) -X porin/internal/operator.Version=$(VERSION)
 GOBUILD := CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '$(LDFLAGS)'
 TOOL := $(GO) tool -modfile=tools/go.mod
 # The race detector needs cgo and slows the kernel scenes: `make test RACE=-race` asks for it.

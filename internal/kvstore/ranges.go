@@ -103,12 +103,19 @@ func records[T any](log *slog.Logger, kvs []*mvccpb.KeyValue, prefix string, nam
 }
 
 // Changes calls f at once, whenever a request, a grant or a node's record changes, and every so often anyway, until ctx
-// ends. Changes while f runs make one more call. An error of f is told in the log; f is called again.
+// ends. Changes while f runs make one more call. An error of f is told in the log when it comes and goes; f is called again.
 func (r *Ranges) Changes(ctx context.Context, every time.Duration, f func(context.Context) error) error {
+	failing := false
 	return r.client.changes(ctx, []string{r.root, r.nodes}, every, func(ctx context.Context) error {
 		err := f(ctx)
-		if err != nil && ctx.Err() == nil && !errors.Is(err, ErrNotLeader) {
+		switch {
+		case ctx.Err() != nil || errors.Is(err, ErrNotLeader):
+		case err != nil && !failing:
+			failing = true
 			r.log.Warn("ranges are not as they should be", "err", err)
+		case err == nil && failing:
+			failing = false
+			r.log.Info("ranges are as they should be again")
 		}
 		return err
 	})
