@@ -278,7 +278,7 @@ func (n *testNode) ready() {
 	n.t.Helper()
 	n.start()
 	eventually(n.t, "the agent is healthy", func() bool {
-		ctx, cancel := context.WithTimeout(n.t.Context(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(n.t.Context(), 10*time.Second)
 		defer cancel()
 		st, err := n.Status(ctx, &agentv1.StatusRequest{})
 		return err == nil && st.GetHealthy()
@@ -327,7 +327,7 @@ func (n *testNode) clean() {
 // call is a request of porin-cni.
 func (n *testNode) call(req cni.Request) cni.Response {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(n.t.Context(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(n.t.Context(), 2*time.Minute)
 	defer cancel()
 	c, err := cni.Dial(ctx, n.run(cniSocket))
 	if err != nil {
@@ -378,7 +378,7 @@ func tryPaths(args []string) {
 		conn, err := net.Dial("unix", path)
 		if err == nil {
 			// the kernel let us in; does the agent?
-			conn.SetDeadline(time.Now().Add(5 * time.Second))
+			conn.SetDeadline(time.Now().Add(longest))
 			n, err := conn.Read(make([]byte, 1))
 			fmt.Printf("%s: connected, read %d bytes, %v\n", path, n, err)
 			conn.Close()

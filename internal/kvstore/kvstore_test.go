@@ -102,7 +102,7 @@ func newNode(t testing.TB, name, endpoint string, edit ...func(*Config)) *member
 	t.Helper()
 	cfg := Config{
 		Endpoints: []string{endpoint}, Node: name,
-		Heartbeat: 100 * time.Millisecond, Timeout: 20 * time.Second, Collect: time.Hour,
+		Heartbeat: 100 * time.Millisecond, Timeout: 2 * time.Minute, Collect: time.Hour,
 	}
 	for _, e := range edit {
 		e(&cfg)
@@ -160,7 +160,7 @@ func (n *member) sent() uint64 {
 // keys reads everything below prefix.
 func (n *member) keys(prefix string) map[string]string {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	resp, err := n.etcd.Get(ctx, prefix, clientv3.WithPrefix())
 	if err != nil {
@@ -178,12 +178,12 @@ func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	for !cond() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("not within 30 s: %s", what)
+			t.Fatalf("not within 2 minutes: %s", what)
 		}
 	}
 }

@@ -153,21 +153,24 @@ func TestTLS(t *testing.T) {
 	newAuthority(t, dir, "other").issue(t, dir, "stranger")
 	pem := func(name string) string { return filepath.Join(dir, name) }
 
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
-	ec := embed.NewConfig()
-	ec.Dir, ec.LogLevel, ec.ListenPeerUrls = filepath.Join(dir, "etcd"), "error", nil
-	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(t.Context(), slog.New(slog.NewTextHandler(io.Discard, nil))))
-	ec.ListenClientUrls = []url.URL{{Scheme: "https", Host: addr}}
-	ec.AdvertiseClientUrls = ec.ListenClientUrls
-	ec.ClientTLSInfo = transport.TLSInfo{CertFile: pem("server.pem"), KeyFile: pem("server.key"), TrustedCAFile: pem("ca.pem"), ClientCertAuth: true}
-	e, err := embed.StartEtcd(ec)
-	if err != nil {
-		t.Fatal(err)
+	var e *embed.Etcd
+	var addr string
+	for try := 0; e == nil; try++ { // a free port may be another's a moment later
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr = l.Addr().String()
+		l.Close()
+		ec := embed.NewConfig()
+		ec.Dir, ec.LogLevel, ec.ListenPeerUrls = filepath.Join(dir, "etcd"), "error", nil
+		ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(t.Context(), slog.New(slog.NewTextHandler(io.Discard, nil))))
+		ec.ListenClientUrls = []url.URL{{Scheme: "https", Host: addr}}
+		ec.AdvertiseClientUrls = ec.ListenClientUrls
+		ec.ClientTLSInfo = transport.TLSInfo{CertFile: pem("server.pem"), KeyFile: pem("server.key"), TrustedCAFile: pem("ca.pem"), ClientCertAuth: true}
+		if e, err = embed.StartEtcd(ec); err != nil && (try == 9 || !errors.Is(err, unix.EADDRINUSE)) {
+			t.Fatal(err)
+		}
 	}
 	defer e.Close()
 

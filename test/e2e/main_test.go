@@ -184,7 +184,7 @@ type prober struct {
 func (l *lab) probe(where string, o options) *prober {
 	l.t.Helper()
 	if o.Silence == 0 {
-		o.Silence = 5 * time.Second
+		o.Silence = patience
 	}
 	self, err := filepath.Abs(os.Args[0])
 	if err != nil {

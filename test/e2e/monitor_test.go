@@ -3,8 +3,12 @@ package e2e
 import (
 	"bufio"
 	"fmt"
+	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -61,7 +65,7 @@ func (w *watcher) next() *agentv1.MonitorResponse {
 func (w *watcher) flow(what string, ok func(*flowpb.Flow) bool) *flowpb.Flow {
 	w.t.Helper()
 	var seen []string
-	for limit := time.Now().Add(10 * time.Second); time.Now().Before(limit); {
+	for limit := time.Now().Add(time.Minute); time.Now().Before(limit); {
 		m := w.next()
 		if f := m.GetFlow(); f != nil && ok(f) {
 			return f
@@ -87,10 +91,18 @@ func (l *lab) past(args ...string) (out []*flowpb.Flow) {
 	return out
 }
 
-// tcp tries a connection with nothing but the shell, and says whether it stood within a second.
-func (l *lab) tcp(from, addr string, port int) bool {
-	err := l.exec(from, "timeout", "1", "bash", "-c", fmt.Sprintf("exec 3<>/dev/tcp/%s/%d", addr, port)).Run()
-	return err == nil
+// tcp says whether a connection stands, which one that must gets time for.
+func (l *lab) tcp(from, addr string, port int, must bool) bool {
+	l.t.Helper()
+	limit := time.Second
+	if must {
+		limit = patience
+	}
+	self, err := filepath.Abs(os.Args[0])
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return l.exec(from, self, "probe-dial", net.JoinHostPort(addr, strconv.Itoa(port)), limit.String()).Run() == nil
 }
 
 func fromTo(src, dst string) func(*flowpb.Flow) bool {
@@ -114,7 +126,7 @@ func TestRootMonitorExplains(t *testing.T) {
 	const server = "CiliumNetworkPolicy default/server"
 	for _, family := range []int{4, 6} {
 		addr := l.addr("server", family)
-		if !l.tcp("friend", addr, 80) {
+		if !l.tcp("friend", addr, 80, true) {
 			t.Fatalf("IPv%d: friend cannot connect", family)
 		}
 		f := w.flow("friend is allowed", func(f *flowpb.Flow) bool {
@@ -130,11 +142,11 @@ func TestRootMonitorExplains(t *testing.T) {
 			t.Errorf("IPv%d: friend: %v", family, f.GetL4())
 		}
 		age := time.Since(f.GetTime().AsTime())
-		if age < 0 || age > time.Minute {
+		if age < 0 || age > time.Hour {
 			t.Errorf("IPv%d: the flow is %v old", family, age)
 		}
 
-		if l.tcp("foe", addr, 80) {
+		if l.tcp("foe", addr, 80, false) {
 			t.Errorf("IPv%d: foe can connect", family)
 		}
 		f = w.flow("foe is denied", func(f *flowpb.Flow) bool { return fromTo("foe", "server")(f) && f.GetIP().GetDestination() == addr })
@@ -170,7 +182,7 @@ func (w *watcher) agentStarted() {
 func TestRootMonitorFilters(t *testing.T) {
 	l := scene(t)
 	addr := l.addr("server", 4)
-	if !l.tcp("friend", addr, 80) || !l.tcp("other", addr, 80) || l.tcp("foe", addr, 80) {
+	if !l.tcp("friend", addr, 80, true) || !l.tcp("other", addr, 80, true) || l.tcp("foe", addr, 80, false) {
 		t.Fatal("the scene is not as it should be")
 	}
 	for _, c := range []struct {
@@ -187,15 +199,16 @@ func TestRootMonitorFilters(t *testing.T) {
 		}, "server"},
 	} {
 		seen := map[string]bool{}
-		for _, f := range l.past(c.args...) {
-			seen[f.GetSource().GetPodName()] = true
-			if !c.ok(f) {
-				t.Errorf("%v shows %v", c.args, f)
+		// the kernel's events reach the agent a little after the packets reach the pods
+		eventually(t, time.Minute, fmt.Sprintf("%v shows something from %s", c.args, c.some), func() bool {
+			for _, f := range l.past(c.args...) {
+				seen[f.GetSource().GetPodName()] = true
+				if !c.ok(f) {
+					t.Fatalf("%v shows %v", c.args, f)
+				}
 			}
-		}
-		if !seen[c.some] {
-			t.Errorf("%v shows nothing from %s, only from %v", c.args, c.some, seen)
-		}
+			return seen[c.some]
+		}, func() string { return fmt.Sprint(seen) })
 	}
 	if n := len(l.past("--last", "2")); n > 2 {
 		t.Errorf("--last 2 shows %d flows", n)
@@ -252,7 +265,7 @@ func TestRootMonitorCountsWhatItLost(t *testing.T) {
 	}()
 	// marked sends marks until one comes, and returns it.
 	marked := func() (c count) {
-		eventually(t, 30*time.Second, "a mark comes", func() bool {
+		eventually(t, 2*time.Minute, "a mark comes", func() bool {
 			send()
 			select {
 			case err := <-failed:
@@ -265,7 +278,7 @@ func TestRootMonitorCountsWhatItLost(t *testing.T) {
 		})
 		return c
 	}
-	first := marked()
+	first, before := marked(), overflows()
 	const flood = 100000
 	l.run("foe", "bash", "-c", fmt.Sprintf("exec 3>/dev/udp/%s/%d; for ((i = 0; i < %d; i++)); do echo x >&3; done", addr, floodPort, flood))
 	close(resume)
@@ -277,14 +290,15 @@ func TestRootMonitorCountsWhatItLost(t *testing.T) {
 		case last = <-read:
 		case err := <-failed:
 			t.Fatal(err)
-		case <-time.After(30 * time.Second):
+		case <-time.After(2 * time.Minute):
 			t.Fatal("no mark comes after the flood")
 		}
 	}
 	sent := flood + last.port - first.port // the marks between the two are sent too
+	never := int(overflows() - before)     // at most: packets of any namespace that met no program, for want of room on the way
 	t.Logf("sent %d: received %d, lost %d", sent, last.received, last.lost)
-	if last.received+last.lost != sent {
-		t.Errorf("received %d + lost %d = %d, sent %d", last.received, last.lost, last.received+last.lost, sent)
+	if known := last.received + last.lost; known > sent || known < sent-never {
+		t.Errorf("received %d + lost %d = %d, sent %d, of which at most %d met no program", last.received, last.lost, known, sent, never)
 	}
 	if last.lost == 0 {
 		t.Error("nothing was lost: the flood was too small to prove anything")

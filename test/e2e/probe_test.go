@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -31,7 +33,8 @@ type stats struct {
 	NewFailed   uint64
 	UDPSent     uint64
 	UDPReceived uint64
-	UDPLost     uint64 // sent and not answered, the last second not counted
+	UDPLost     uint64 // sent and not answered
+	Overflowed  uint64 // packets that the machine's receive queues had no room for meanwhile, of whatever namespace
 	Denied      uint64 // connections that policy refused, as it must
 	Leaked      uint64 // connections that got through although policy denies them
 	Errors      []string
@@ -52,6 +55,8 @@ func probeMain(args []string) int {
 	switch args[0] {
 	case "probe-server":
 		return probeServer(args[1])
+	case "probe-dial":
+		return probeDial(args[1], args[2])
 	case "probe-client":
 		var o options
 		if err := json.Unmarshal([]byte(args[1]), &o); err != nil {
@@ -62,6 +67,21 @@ func probeMain(args []string) int {
 	}
 	fmt.Fprintln(os.Stderr, "unknown probe", args[0])
 	return 2
+}
+
+// probeDial tries a connection for as long as limit says: 0 it stood, 1 it did not.
+func probeDial(addr, limit string) int {
+	d, err := time.ParseDuration(limit)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 2
+	}
+	conn, err := net.DialTimeout("tcp", addr, d)
+	if err != nil {
+		return 1
+	}
+	conn.Close()
+	return 0
 }
 
 // probeServer echoes TCP and UDP on the port, both families.
@@ -121,7 +141,7 @@ func (c *client) fail(format string, args ...any) {
 }
 
 func probeClient(o options) int {
-	c := &client{o: o}
+	c, before := &client{o: o}, overflows()
 	var wg sync.WaitGroup
 	ready := make(chan error, o.Streams)
 	for i := range o.Streams {
@@ -146,14 +166,28 @@ func probeClient(o options) int {
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	c.stop.Store(true)
 	wg.Wait()
+	c.s.Overflowed = overflows() - before
 	c.s.MaxSilence = c.max.String()
 	_ = json.NewEncoder(os.Stdout).Encode(c.s)
 	return 0
 }
 
-// stream sends a sequence number every 10 ms and waits for its echo.
+// overflows is what the processors' receive queues, which all namespaces share, had no room for since the machine started.
+func overflows() (n uint64) {
+	text, _ := os.ReadFile("/proc/net/softnet_stat")
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 1 {
+			drops, _ := strconv.ParseUint(f[1], 16, 64)
+			n += drops
+		}
+	}
+	return n
+}
+
+// stream sends a sequence number every 10 ms and waits for its echo. Its last beat begins after the end of the test: a
+// stream that was cut is found however little CPU it got.
 func (c *client) stream(i int, ready chan<- error) {
-	conn, err := net.DialTimeout("tcp", c.o.Addr, 3*time.Second)
+	conn, err := net.DialTimeout("tcp", c.o.Addr, patience)
 	ready <- err
 	if err != nil {
 		return
@@ -161,7 +195,8 @@ func (c *client) stream(i int, ready chan<- error) {
 	defer conn.Close()
 	var seq uint64
 	buf := make([]byte, 8)
-	for !c.stop.Load() {
+	for last := false; !last; {
+		last = c.stop.Load()
 		seq++
 		binary.BigEndian.PutUint64(buf, seq)
 		t := time.Now()
@@ -198,7 +233,7 @@ func (c *client) connect() {
 			break
 		}
 		wg.Go(func() {
-			if err := roundTrip(c.o.Addr, 3*time.Second); err != nil {
+			if err := roundTrip(c.o.Addr, patience); err != nil {
 				atomic.AddUint64(&c.s.NewFailed, 1)
 				c.fail("new connection: %v", err)
 				return
@@ -238,6 +273,13 @@ func deepBuffers(c *net.UDPConn) error {
 	return errors.Join(err, failed)
 }
 
+// window is how many packets may be without answer: fewer than a receive queue of the kernel holds (1000), so that a probe
+// that catches up with its rate after a while without CPU does not lose its own packets there.
+const window = 400
+
+// patience is how long anything may take that must work, on a busy machine.
+const patience = 30 * time.Second
+
 // udp sends sequenced packets at the rate and counts the echoes.
 func (c *client) udp() {
 	conn, err := net.Dial("udp", c.o.Addr)
@@ -266,12 +308,19 @@ func (c *client) udp() {
 			got.Add(1)
 		}
 	}()
-	var sent uint64
+	var sent, given uint64 // given up: counted as lost, but no longer waited for
 	b := make([]byte, 8)
-	start := time.Now()
+	start, moved := time.Now(), time.Now()
 	for !c.stop.Load() {
-		for due := uint64(time.Since(start).Seconds() * float64(c.o.UDPPerSec)); sent < due; {
+		for due := uint64(time.Since(start).Seconds() * float64(c.o.UDPPerSec)); sent < due && !c.stop.Load(); {
+			if sent-got.Load() >= given+window {
+				if time.Since(moved) < patience {
+					break
+				}
+				given = sent - got.Load()
+			}
 			sent++
+			moved = time.Now()
 			binary.BigEndian.PutUint64(b, sent)
 			if _, err := conn.Write(b); err != nil {
 				c.fail("udp send: %v", err)
@@ -279,7 +328,7 @@ func (c *client) udp() {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	for deadline := time.Now().Add(2 * time.Second); got.Load() < sent && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); got.Load() < sent && time.Now().Before(deadline); {
 		time.Sleep(10 * time.Millisecond)
 	}
 	_ = conn.SetReadDeadline(time.Now())

