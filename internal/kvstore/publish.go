@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"time"
 
@@ -179,50 +180,74 @@ func (r *Records) write(ctx context.Context, lease clientv3.LeaseID, put, remove
 func (r *Records) publishNode(ctx context.Context, lease clientv3.LeaseID) error {
 	for range 3 {
 		r.mu.Lock()
-		self, claim, done := *r.self, r.claim, r.lease == lease
-		// Somebody removed the record though its lease lives, or the store was lost: neither is a lapse.
-		lapse := r.under != lease && r.losses == r.client.lossCount()
+		self, claim, done, under := *r.self, r.claim, r.lease == lease, r.under
 		r.mu.Unlock()
 		if done {
 			return nil
 		}
 		key := NodeKey(r.cfg.Cluster, r.cfg.Node)
+		there, mark, err := r.look(ctx, key)
+		if err != nil {
+			return err
+		}
+		// Without the record: if its lease still lives somebody removed it, and if the mark is another the store was lost.
+		if !there && under != lease && claim.Store == mark && !r.lapsed(&self, claim) {
+			continue
+		}
 		value, err := json.Marshal(self)
 		if err != nil {
 			return fmt.Errorf("record of this node: %w", err)
 		}
-		put := clientv3.OpPut(key, string(value), clientv3.WithLease(lease))
-		there := clientv3.Compare(clientv3.CreateRevision(key), ">", 0)
-		op, cancel := context.WithTimeout(ctx, writeTimeout)
-		resp, err := r.client.do(op, "node", func(ctx context.Context) (*clientv3.TxnResponse, error) {
-			return r.client.etcd.Txn(ctx).If(there).Then(put).Commit()
-		})
-		cancel()
-		if err != nil {
-			return fmt.Errorf("write the record of this node: %w", err)
+		_, err = r.txn(ctx, clientv3.Compare(clientv3.Value(markKey), "=", mark), clientv3.OpPut(key, string(value), clientv3.WithLease(lease)))
+		switch {
+		case errors.Is(err, errConflict):
+			continue
+		case err != nil:
+			return err
 		}
-		if !resp.Succeeded {
-			same := claim.Store == resp.Header.ClusterId && resp.Header.Revision >= claim.Revision
-			if same && lapse && r.lapsed(&self, claim) {
-				if value, err = json.Marshal(self); err != nil {
-					return fmt.Errorf("record of this node: %w", err)
-				}
-				put = clientv3.OpPut(key, string(value), clientv3.WithLease(lease))
-			}
-			op, cancel := context.WithTimeout(ctx, writeTimeout)
-			resp, err = r.client.do(op, "node", func(ctx context.Context) (*clientv3.TxnResponse, error) {
-				return r.client.etcd.Txn(ctx).Then(put).Commit()
-			})
-			cancel()
-			if err != nil {
-				return fmt.Errorf("write the record of this node: %w", err)
-			}
-		}
-		if r.noted(self, lease, resp) {
+		if r.noted(self, lease, mark) {
 			return nil
 		}
 	}
-	return nil // it changes faster than it is written; the next round goes on
+	return errors.New("the record of this node changes faster than it can be written")
+}
+
+// look tells whether the record is there, and the store's mark; it makes one if there is none.
+func (r *Records) look(ctx context.Context, key string) (there bool, mark string, err error) {
+	word := fmt.Sprintf("%016x", rand.Uint64())
+	resp, err := r.txn(ctx, clientv3.Compare(clientv3.CreateRevision(markKey), "=", 0),
+		clientv3.OpPut(markKey, word), clientv3.OpGet(key), clientv3.OpGet(markKey))
+	switch {
+	case errors.Is(err, errConflict):
+		op, cancel := context.WithTimeout(ctx, writeTimeout)
+		defer cancel()
+		resp, err = r.client.etcd.Txn(op).Then(clientv3.OpGet(markKey), clientv3.OpGet(key), clientv3.OpGet(markKey)).Commit()
+		if err != nil {
+			return false, "", fmt.Errorf("read the record of this node: %w", err)
+		}
+	case err != nil:
+		return false, "", err
+	}
+	for _, kv := range resp.Responses[2].GetResponseRange().Kvs {
+		mark = string(kv.Value)
+	}
+	return len(resp.Responses[1].GetResponseRange().Kvs) > 0, mark, nil
+}
+
+// txn carries ops out if what is compared holds; else it is errConflict.
+func (r *Records) txn(ctx context.Context, cmp clientv3.Cmp, ops ...clientv3.Op) (*clientv3.TxnResponse, error) {
+	op, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	resp, err := r.client.do(op, "node", func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return r.client.etcd.Txn(ctx).If(cmp).Then(ops...).Commit()
+	})
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("write the record of this node: %w", err)
+	case !resp.Succeeded:
+		return nil, errConflict
+	}
+	return resp, nil
 }
 
 // lapsed starts a new claim unless the node's record changed meanwhile.
@@ -245,19 +270,24 @@ func (r *Records) lapsed(self *node.Node, claim Claim) bool {
 }
 
 // noted remembers that the record is written, and tells whether it still is the one to be written.
-func (r *Records) noted(self node.Node, lease clientv3.LeaseID, resp *clientv3.TxnResponse) bool {
+func (r *Records) noted(self node.Node, lease clientv3.LeaseID, mark string) bool {
 	r.mu.Lock()
-	r.under, r.losses = lease, r.client.lossCount()
-	r.claim = Claim{Generation: self.Generation, Store: resp.Header.ClusterId, Revision: resp.Header.Revision}
+	r.under = lease
+	r.claim = Claim{Generation: self.Generation, Store: mark}
 	claim := r.claim
+	save := r.cfg.Save != nil && claim != r.saved
 	current := sameRecord(*r.self, self)
 	if current {
 		r.lease = lease
 	}
 	r.mu.Unlock()
-	if r.cfg.Save != nil {
+	if save {
 		if err := r.cfg.Save(claim); err != nil {
-			r.log.Warn("claim not saved; after a restart this node may take its own record for another's", "err", err)
+			r.log.Warn("claim not saved; after a restart this node claims its ranges anew", "err", err)
+		} else {
+			r.mu.Lock()
+			r.saved = claim
+			r.mu.Unlock()
 		}
 	}
 	return current

@@ -60,7 +60,7 @@ type Ranges struct {
 
 // NewRanges returns the cluster's.
 func NewRanges(log *slog.Logger, client *Client, cluster string) *Ranges {
-	return &Ranges{log: log, client: client, root: "porin/ranges/v1/" + cluster + "/", nodes: "porin/nodes/v1/" + cluster + "/"}
+	return &Ranges{log: log, client: client, root: "porin/ranges/v1/" + cluster + "/", nodes: StatePrefix(cluster) + "nodes/"}
 }
 
 func (r *Ranges) requestKey(node string) string { return r.root + "request/" + node }

@@ -42,9 +42,11 @@ func addressPrefix(cluster, name string) string {
 // lapsed meanwhile or the store was lost.
 type Claim struct {
 	Generation uint64 `json:"generation"`
-	Store      uint64 `json:"store"`    // id of the etcd cluster
-	Revision   int64  `json:"revision"` // of the store when the record was written
+	Store      string `json:"store"` // what the store's mark said when the record was written
 }
+
+// markKey holds a random word that the first writer puts there. A store with another word, or none, has lost what it held.
+const markKey = "porin/store"
 
 // RecordsConfig of Records.
 type RecordsConfig struct {
@@ -71,8 +73,8 @@ type Records struct {
 	self    *node.Node              // mu: nil until there is one to publish
 	lease   clientv3.LeaseID        // mu: under which the node's record is; 0: still to be written
 	under   clientv3.LeaseID        // mu: under which it was written last
-	losses  uint64                  // mu: how often the store had been lost then
 	claim   Claim                   // mu
+	saved   Claim                   // mu: what Save took last
 	want    map[netip.Addr]*record  // mu: addresses as they should be
 	gone    map[netip.Addr]bool     // mu: addresses to be removed
 	cleaned bool                    // mu: what an earlier run left was looked at
@@ -92,7 +94,7 @@ func NewRecords(log *slog.Logger, client *Client, cfg RecordsConfig) *Records {
 		cfg.Now = time.Now
 	}
 	return &Records{
-		log: log, cfg: cfg, client: client, kick: make(chan struct{}, 1), claim: cfg.Claim,
+		log: log, cfg: cfg, client: client, kick: make(chan struct{}, 1), claim: cfg.Claim, saved: cfg.Claim,
 		want: map[netip.Addr]*record{}, gone: map[netip.Addr]bool{},
 	}
 }
@@ -128,7 +130,7 @@ func (r *Records) parse(key string) (name string, addr netip.Addr, err error) {
 		var text string
 		if name, text, ok = strings.Cut(rest, "/"); ok && name != "" {
 			addr, err = netip.ParseAddr(text)
-			if err == nil && addr.String() != text {
+			if err == nil && (addr.String() != text || addr.Zone() != "" || addr.Is4In6()) {
 				err = fmt.Errorf("%q is not how %s is written", text, addr)
 			}
 			return name, addr, err
