@@ -410,6 +410,7 @@ const (
 	DropReason_DENIED_BY_LB_SRC_RANGE_CHECK              DropReason = 177
 	DropReason_POLICY_DENY                               DropReason = 181
 	DropReason_VLAN_FILTERED                             DropReason = 182
+	DropReason_AUTH_REQUIRED                             DropReason = 189
 	DropReason_TTL_EXCEEDED                              DropReason = 196
 	DropReason_ENDPOINT_NOT_READY                        DropReason = 203
 	DropReason_PUNT_TO_PROXY_DOWN                        DropReason = 205
@@ -450,6 +451,7 @@ var (
 		177: "DENIED_BY_LB_SRC_RANGE_CHECK",
 		181: "POLICY_DENY",
 		182: "VLAN_FILTERED",
+		189: "AUTH_REQUIRED",
 		196: "TTL_EXCEEDED",
 		203: "ENDPOINT_NOT_READY",
 		205: "PUNT_TO_PROXY_DOWN",
@@ -487,6 +489,7 @@ var (
 		"DENIED_BY_LB_SRC_RANGE_CHECK":              177,
 		"POLICY_DENY":                               181,
 		"VLAN_FILTERED":                             182,
+		"AUTH_REQUIRED":                             189,
 		"TTL_EXCEEDED":                              196,
 		"ENDPOINT_NOT_READY":                        203,
 		"PUNT_TO_PROXY_DOWN":                        205,
@@ -1853,7 +1856,7 @@ const file_flow_flow_proto_rawDesc = "" +
 	"\x03NEW\x10\x01\x12\x0f\n" +
 	"\vESTABLISHED\x10\x02\x12\t\n" +
 	"\x05REPLY\x10\x03\x12\v\n" +
-	"\aRELATED\x10\x04*\xb7\a\n" +
+	"\aRELATED\x10\x04*\xcb\a\n" +
 	"\n" +
 	"DropReason\x12\x17\n" +
 	"\x13DROP_REASON_UNKNOWN\x10\x00\x12\x17\n" +
@@ -1880,7 +1883,8 @@ const file_flow_flow_proto_rawDesc = "" +
 	"\x18FORBIDDEN_ICMPV6_MESSAGE\x10\xb0\x01\x12!\n" +
 	"\x1cDENIED_BY_LB_SRC_RANGE_CHECK\x10\xb1\x01\x12\x10\n" +
 	"\vPOLICY_DENY\x10\xb5\x01\x12\x12\n" +
-	"\rVLAN_FILTERED\x10\xb6\x01\x12\x11\n" +
+	"\rVLAN_FILTERED\x10\xb6\x01\x12\x12\n" +
+	"\rAUTH_REQUIRED\x10\xbd\x01\x12\x11\n" +
 	"\fTTL_EXCEEDED\x10\xc4\x01\x12\x17\n" +
 	"\x12ENDPOINT_NOT_READY\x10\xcb\x01\x12\x17\n" +
 	"\x12PUNT_TO_PROXY_DOWN\x10\xcd\x01\x12\x0e\n" +

@@ -57,6 +57,7 @@ enum drop_reason {
 	DROP_FORBIDDEN_ICMP6 = 176, /* router advertisement, redirect or foreign neighbour advertisement from a pod */
 	DROP_POLICY_DENY = 181, /* a deny rule forbids it */
 	DROP_VLAN = 182, /* tagged frame */
+	DROP_AUTH_REQUIRED = 189, /* a rule would allow it, but demands an authentication that nobody gave */
 	DROP_TTL = 196, /* TTL or hop limit used up */
 	DROP_ENDPOINT_NOT_READY = 203, /* device without an endpoint row */
 	DROP_PROXY_DOWN = 205, /* L7 rule, but no proxy listens */

@@ -32,6 +32,7 @@ const (
 	ForbiddenICMP6   Reason = 176
 	PolicyDenyRule   Reason = 181
 	VLAN             Reason = 182
+	AuthRequired     Reason = 189
 	TTL              Reason = 196
 	EndpointNotReady Reason = 203
 	ProxyDown        Reason = 205
@@ -99,6 +100,8 @@ func (r Reason) word() word {
 		return word{"DROP_POLICY_DENY", "Policy denied by deny rule"}
 	case VLAN:
 		return word{"DROP_VLAN", "VLAN traffic not allowed"}
+	case AuthRequired:
+		return word{"DROP_AUTH_REQUIRED", "Authentication required"}
 	case TTL:
 		return word{"DROP_TTL", "TTL exceeded"}
 	case EndpointNotReady:
