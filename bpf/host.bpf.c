@@ -43,11 +43,31 @@ static __always_inline enum verdict host_parse(struct __sk_buff *ctx, struct pac
 	return v == NEXT ? host_guard(p) : v;
 }
 
+/* An address behind another node never comes by this node's stack, unless the stack routes between the nodes: a process
+ * of the node that took it would pass for a pod.
+ */
+static __always_inline enum verdict host_source(struct __sk_buff *ctx, struct packet *p)
+{
+	const struct settings *s = settings_get();
+	struct side side;
+
+	if (!s)
+		return drop(p, DROP_INTERNAL);
+	judge_peer(s, &p->src, &side);
+	if (side.flags & PEER_REMOTE && (s->tunnel || !ctx->ingress_ifindex))
+		return drop(p, DROP_NOT_TUNNELLED);
+	return NEXT;
+}
+
 static __always_inline enum verdict host_route(struct __sk_buff *ctx, struct packet *p)
 {
-	if (!p->dst_ifindex)
-		return drop(p, DROP_UNKNOWN_L3_TARGET);
-	return route_local(ctx, p, V_REDIRECT);
+	const struct settings *s = settings_get();
+
+	if (p->dst_ifindex)
+		return route_local(ctx, p, V_REDIRECT);
+	if (s && overlay_target(s, p))
+		return overlay_route(ctx, p, route_length(ctx, p));
+	return drop(p, DROP_UNKNOWN_L3_TARGET);
 }
 
 /* tcx egress of porin_host, where the routes to this node's pods end: the stack's packets, its own and forwarded. */
@@ -67,6 +87,8 @@ int host_egress(struct __sk_buff *ctx)
 	if (ctx->ingress_ifindex && !(p->flags & PF_V4))
 		p->point = POINT_FROM_NETWORK;
 	if (v == NEXT)
+		v = host_source(ctx, p);
+	if (v == NEXT)
 		e = conntrack_lookup(ctx, p);
 	if (v == NEXT)
 		v = conntrack_find(p, e);
@@ -77,26 +99,36 @@ int host_egress(struct __sk_buff *ctx)
 	return finish(ctx, p, v, DIR_INGRESS);
 }
 
-/* What an uplink brings for pods. Everything else is the stack's, parsed or not. */
-static __always_inline enum verdict uplink_parse(struct __sk_buff *ctx, struct packet *p)
+/* What an uplink brings for pods, or a tunnel for pods and the node. Everything else is the stack's, parsed or not. */
+static __noinline enum verdict uplink_parse(struct __sk_buff *ctx, struct packet *p)
 {
 	const struct settings *s = settings_get();
+	bool tunnelled = p->point == POINT_FROM_OVERLAY, back = false;
 	struct side side;
 	enum verdict v;
-	bool back;
 
 	if (!s)
 		return drop(p, DROP_INTERNAL);
-	if (ctx->pkt_type != PACKET_HOST)
+	if (!tunnelled && ctx->pkt_type != PACKET_HOST)
 		return V_STACK;
 	v = parse_l3(ctx, p);
-	if (!(p->flags & PF_L3))
+	if (tunnelled) {
+		if (v == NEXT)
+			v = p->flags & PF_L3 ? overlay_check(p) : drop(p, DROP_UNSUPPORTED_L3);
+	} else if (!(p->flags & PF_L3)) {
 		return V_STACK;
-	back = addr_equal(&p->dst, p->flags & PF_V4 ? &s->masq4 : &s->masq6);
-	if (!back) {
+	} else {
+		back = addr_equal(&p->dst, p->flags & PF_V4 ? &s->masq4 : &s->masq6);
+	}
+	if (!back && !tunnelled) {
 		judge_peer(s, &p->dst, &side);
 		if (!(side.flags & PEER_LOCAL))
 			return V_STACK;
+		if (s->tunnel) {
+			judge_peer(s, &p->src, &side);
+			if (side.flags & PEER_REMOTE)
+				return drop(p, DROP_NOT_TUNNELLED);
+		}
 	}
 	if (v == NEXT)
 		v = parse_l4(ctx, p);
@@ -107,12 +139,26 @@ static __always_inline enum verdict uplink_parse(struct __sk_buff *ctx, struct p
 
 static __always_inline enum verdict uplink_route(struct __sk_buff *ctx, struct packet *p)
 {
-	if (!p->dst_ifindex)
+	const struct settings *s = settings_get();
+	void *data, *end;
+	struct ethhdr *eth;
+
+	/* A kernel that does not know the inner packet's protocol finds out when it comes by a device. */
+	if (p->dst_ifindex)
+		return route_local(ctx, p, p->point == POINT_FROM_OVERLAY && p->foreign ? V_REDIRECT : V_PEER);
+	if (p->point != POINT_FROM_OVERLAY || p->dst_identity != IDENTITY_HOST)
 		return drop(p, DROP_UNKNOWN_L3_TARGET);
-	return route_local(ctx, p, V_PEER);
+	if (!s || !packet_bytes(ctx, ETH_HLEN, &data, &end))
+		return drop(p, DROP_INTERNAL);
+	eth = data;
+	mac_copy(eth->h_dest, s->gateway_mac);
+	mac_copy(eth->h_source, s->gateway_mac);
+	return route_host(p, s);
 }
 
-/* tcx ingress of an uplink: answers to masqueraded packets, and packets straight to pods. */
+/* tcx ingress of an uplink, or of the kernel's tunnel device: what other nodes tunnel, answers to masqueraded packets, and
+ * packets straight to pods.
+ */
 SEC("tc/uplink_ingress")
 int uplink_ingress(struct __sk_buff *ctx)
 {
@@ -122,7 +168,9 @@ int uplink_ingress(struct __sk_buff *ctx)
 
 	if (!p)
 		return TC_ACT_SHOT;
-	v = uplink_parse(ctx, p);
+	v = overlay_receive(ctx, p);
+	if (v == NEXT)
+		v = uplink_parse(ctx, p);
 	if (v == NEXT)
 		e = conntrack_lookup(ctx, p);
 	if (v == NEXT)
@@ -144,6 +192,9 @@ static __always_inline enum verdict uplink_masquerade(struct __sk_buff *ctx, str
 
 	if (!s)
 		return drop(p, DROP_INTERNAL);
+	if (overlay_forged(ctx, p))
+		return drop(p, DROP_ENCAP_PROHIBITED);
+	p->flags = 0;
 	if (!(s->flags & (SETTING_MASQ4 | SETTING_MASQ6)))
 		return V_STACK;
 	v = parse_l3(ctx, p);
@@ -173,11 +224,15 @@ static __always_inline enum verdict uplink_masquerade(struct __sk_buff *ctx, str
 SEC("tc/uplink_egress")
 int uplink_egress(struct __sk_buff *ctx)
 {
-	struct packet *p = packet_new(ctx, POINT_TO_NETWORK);
+	struct packet *p;
 
+	if (ctx->mark == OVERLAY_MARK) /* ours, with the node's address */
+		return TC_NEXT;
+	p = packet_new(ctx, POINT_TO_NETWORK);
 	if (!p)
 		return TC_ACT_SHOT;
-	return finish(ctx, p, uplink_masquerade(ctx, p), DIR_EGRESS);
+	/* No other verdict is possible; to say so spares the verifier the ways to all others. */
+	return finish(ctx, p, uplink_masquerade(ctx, p) == V_STACK ? V_STACK : V_DROP, DIR_EGRESS);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -24,6 +24,7 @@ const (
 	HostMapFragments      = "fragments"
 	HostMapLost           = "lost"
 	HostMapNat            = "nat"
+	HostMapNodes          = "nodes"
 	HostMapPeers          = "peers"
 	HostMapPolicyPeers    = "policy_peers"
 	HostMapPolicyPorts    = "policy_ports"
@@ -95,6 +96,7 @@ type HostMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Lost         *ebpf.MapSpec `ebpf:"lost"`
 	Nat          *ebpf.MapSpec `ebpf:"nat"`
+	Nodes        *ebpf.MapSpec `ebpf:"nodes"`
 	Peers        *ebpf.MapSpec `ebpf:"peers"`
 	PolicyPeers  *ebpf.MapSpec `ebpf:"policy_peers"`
 	PolicyPorts  *ebpf.MapSpec `ebpf:"policy_ports"`
@@ -138,6 +140,7 @@ type HostMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Lost         *ebpf.Map `ebpf:"lost"`
 	Nat          *ebpf.Map `ebpf:"nat"`
+	Nodes        *ebpf.Map `ebpf:"nodes"`
 	Peers        *ebpf.Map `ebpf:"peers"`
 	PolicyPeers  *ebpf.Map `ebpf:"policy_peers"`
 	PolicyPorts  *ebpf.Map `ebpf:"policy_ports"`
@@ -157,6 +160,7 @@ func (m *HostMaps) Close() error {
 		m.Fragments,
 		m.Lost,
 		m.Nat,
+		m.Nodes,
 		m.Peers,
 		m.PolicyPeers,
 		m.PolicyPorts,

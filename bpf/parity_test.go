@@ -38,7 +38,7 @@ func TestTypesParity(t *testing.T) {
 		"policy_peer_key": PolicyPeerKey{}, "policy_peer": PolicyPeer{}, "policy_port_key": PolicyPortKey{},
 		"policy_range_key": PolicyRangeKey{}, "policy_verdict": PolicyVerdict{}, "ct_key": CTKey{},
 		"ct_count": CTCount{}, "ct_entry": CTEntry{}, "nat_key": NatKey{}, "nat_entry": NatEntry{},
-		"frag_key": FragKey{}, "frag_entry": FragEntry{}, "counter": Counter{}, "settings": Settings{}, "event": Event{},
+		"frag_key": FragKey{}, "frag_entry": FragEntry{}, "node": Node{}, "counter": Counter{}, "settings": Settings{}, "event": Event{},
 	}
 	for set, spec := range specs(t) {
 		for name, twin := range twins {
@@ -84,12 +84,12 @@ func TestFlagsParity(t *testing.T) {
 		"endpoint_flag": {"EP_LOCKDOWN": uint64(EndpointLockdown), "EP_AUDIT": uint64(EndpointAudit)},
 		"peer_flag": {
 			"PEER_LOCAL": uint64(PeerLocal), "PEER_HOST": uint64(PeerHost), "PEER_CLUSTER": uint64(PeerCluster),
-			"PEER_NO_OWNER": uint64(PeerNoOwner),
+			"PEER_NO_OWNER": uint64(PeerNoOwner), "PEER_REMOTE": uint64(PeerRemote),
 		},
 		"table_flag": {
 			"TABLE_RANGES": uint64(TableRanges), "TABLE_NO_PORTS": uint64(TableNoPorts), "TABLE_NO_PROTOS": uint64(TableNoProtos),
 		},
-		"verdict_flag": {"VERDICT_EXPLICIT_DENY": uint64(VerdictExplicitDeny), "VERDICT_AUTH": uint64(VerdictAuth)},
+		"verdict_flag": {"VERDICT_EXPLICIT_DENY": uint64(VerdictExplicitDeny)},
 		"ct_flag": {
 			"CTF_SEEN_REPLY": uint64(CTSeenReply), "CTF_LO_FIN": uint64(CTLoFin), "CTF_HI_FIN": uint64(CTHiFin),
 			"CTF_RST": uint64(CTRst), "CTF_NAT": uint64(CTNat),
@@ -98,6 +98,9 @@ func TestFlagsParity(t *testing.T) {
 			"SETTING_AUDIT": uint64(SettingAudit), "SETTING_MASQ4": uint64(SettingMasq4),
 			"SETTING_MASQ6": uint64(SettingMasq6), "SETTING_TRACE_ALL": uint64(SettingTraceAll),
 			"SETTING_SNAP": uint64(SettingSnap),
+		},
+		"tunnel": {
+			"TUNNEL_NONE": uint64(TunnelNone), "TUNNEL_GENEVE": uint64(TunnelGeneve), "TUNNEL_VXLAN": uint64(TunnelVXLAN),
 		},
 		"event_type": {"EVENT_DROP": 1, "EVENT_TRACE": 4, "EVENT_POLICY_VERDICT": 5},
 	}
@@ -120,6 +123,7 @@ func TestVerdictParity(t *testing.T) {
 		"POINT_TO_STACK": uint64(verdict.ToStack), "POINT_FROM_ENDPOINT": uint64(verdict.FromEndpoint),
 		"POINT_FROM_HOST": uint64(verdict.FromHost), "POINT_FROM_NETWORK": uint64(verdict.FromNetwork),
 		"POINT_TO_NETWORK": uint64(verdict.ToNetwork), "POINT_TO_ENDPOINT": uint64(verdict.ToEndpoint),
+		"POINT_TO_OVERLAY": uint64(verdict.ToOverlay), "POINT_FROM_OVERLAY": uint64(verdict.FromOverlay),
 	})
 	compareEnum(t, "ct_status", map[string]uint64{
 		"CT_UNKNOWN": uint64(verdict.StatusUnknown), "CT_NEW": uint64(verdict.StatusNew),

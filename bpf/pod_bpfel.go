@@ -24,6 +24,7 @@ const (
 	PodMapFragments    = "fragments"
 	PodMapLost         = "lost"
 	PodMapNat          = "nat"
+	PodMapNodes        = "nodes"
 	PodMapPeers        = "peers"
 	PodMapPolicyPeers  = "policy_peers"
 	PodMapPolicyPorts  = "policy_ports"
@@ -91,6 +92,7 @@ type PodMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Lost         *ebpf.MapSpec `ebpf:"lost"`
 	Nat          *ebpf.MapSpec `ebpf:"nat"`
+	Nodes        *ebpf.MapSpec `ebpf:"nodes"`
 	Peers        *ebpf.MapSpec `ebpf:"peers"`
 	PolicyPeers  *ebpf.MapSpec `ebpf:"policy_peers"`
 	PolicyPorts  *ebpf.MapSpec `ebpf:"policy_ports"`
@@ -134,6 +136,7 @@ type PodMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Lost         *ebpf.Map `ebpf:"lost"`
 	Nat          *ebpf.Map `ebpf:"nat"`
+	Nodes        *ebpf.Map `ebpf:"nodes"`
 	Peers        *ebpf.Map `ebpf:"peers"`
 	PolicyPeers  *ebpf.Map `ebpf:"policy_peers"`
 	PolicyPorts  *ebpf.Map `ebpf:"policy_ports"`
@@ -153,6 +156,7 @@ func (m *PodMaps) Close() error {
 		m.Fragments,
 		m.Lost,
 		m.Nat,
+		m.Nodes,
 		m.Peers,
 		m.PolicyPeers,
 		m.PolicyPorts,

@@ -64,6 +64,7 @@ const (
 	PeerHost    uint32 = 2
 	PeerCluster uint32 = 4
 	PeerNoOwner uint32 = 8
+	PeerRemote  uint32 = 16
 )
 
 // Peer is struct peer.
@@ -136,11 +137,8 @@ type PolicyRangeKey struct {
 	Port      Port
 }
 
-// enum verdict_flag.
-const (
-	VerdictExplicitDeny uint8 = 1
-	VerdictAuth         uint8 = 2
-)
+// VerdictExplicitDeny is enum verdict_flag.
+const VerdictExplicitDeny uint8 = 1
 
 // PolicyVerdict is struct policy_verdict.
 type PolicyVerdict struct {
@@ -258,6 +256,22 @@ const (
 	SettingSnap     uint32 = 16
 )
 
+// Node is struct node.
+type Node struct {
+	ID       uint64
+	Resolved uint64
+	MTUUntil uint64
+	MTU      uint32
+	_        uint32
+}
+
+// Kinds of tunnels, enum tunnel.
+const (
+	TunnelNone   uint8 = 0
+	TunnelGeneve uint8 = 1
+	TunnelVXLAN  uint8 = 2
+)
+
 // Settings is struct settings.
 type Settings struct {
 	Masq4          Addr
@@ -269,8 +283,17 @@ type Settings struct {
 	NatMin         uint16
 	NatMax         uint16
 	GatewayMAC     [6]byte
-	_              [6]byte
+	Tunnel         uint8
+	_              uint8
+	TunnelPort     Port
+	_              [2]byte
 	ReportInterval uint64
+	Underlay4      Addr
+	Underlay6      Addr
+	Router4        Addr
+	Router6        Addr
+	TunnelIfindex  uint32
+	_              uint32
 }
 
 // Bytes of a packet that an event carries: at most, and when the packet passed and nobody asked for more.

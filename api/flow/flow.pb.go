@@ -395,22 +395,26 @@ const (
 	DropReason_CT_UNKNOWN_L4_PROTOCOL                    DropReason = 137
 	DropReason_UNSUPPORTED_L3_PROTOCOL                   DropReason = 139
 	DropReason_UNKNOWN_L4_PROTOCOL                       DropReason = 142
+	DropReason_ERROR_RETRIEVING_TUNNEL_KEY               DropReason = 147
 	DropReason_UNKNOWN_L3_TARGET_ADDRESS                 DropReason = 150
 	DropReason_STALE_OR_UNROUTABLE_IP                    DropReason = 151
 	DropReason_CT_MAP_INSERTION_FAILED                   DropReason = 155
 	DropReason_INVALID_IPV6_EXTENSION_HEADER             DropReason = 156
+	DropReason_NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT       DropReason = 160
 	DropReason_NO_POLICY_CONFIGURATION                   DropReason = 165
 	DropReason_UNSUPPORTED_L2_PROTOCOL                   DropReason = 166
 	DropReason_NO_MAPPING_FOR_NAT_MASQUERADE             DropReason = 167
 	DropReason_UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE   DropReason = 168
 	DropReason_FIB_LOOKUP_FAILED                         DropReason = 169
+	DropReason_ENCAPSULATION_TRAFFIC_IS_PROHIBITED       DropReason = 170
 	DropReason_INVALID_IDENTITY                          DropReason = 171
+	DropReason_UNKNOWN_SENDER                            DropReason = 172
 	DropReason_FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND DropReason = 175
 	DropReason_FORBIDDEN_ICMPV6_MESSAGE                  DropReason = 176
 	DropReason_DENIED_BY_LB_SRC_RANGE_CHECK              DropReason = 177
 	DropReason_POLICY_DENY                               DropReason = 181
 	DropReason_VLAN_FILTERED                             DropReason = 182
-	DropReason_AUTH_REQUIRED                             DropReason = 189
+	DropReason_INVALID_VNI                               DropReason = 183
 	DropReason_TTL_EXCEEDED                              DropReason = 196
 	DropReason_ENDPOINT_NOT_READY                        DropReason = 203
 	DropReason_PUNT_TO_PROXY_DOWN                        DropReason = 205
@@ -421,6 +425,13 @@ const (
 	DropReason_MULTICAST                                 DropReason = 224
 	DropReason_NAT_ICMP_NO_FLOW                          DropReason = 225
 	DropReason_INTERNAL                                  DropReason = 226
+	DropReason_TUNNEL_SOURCE                             DropReason = 227
+	DropReason_TUNNEL_LOCAL_SOURCE                       DropReason = 228
+	DropReason_TUNNEL_UNANNOUNCED_SOURCE                 DropReason = 229
+	DropReason_TUNNEL_IDENTITY_MISMATCH                  DropReason = 230
+	DropReason_TUNNEL_FRAGMENT                           DropReason = 231
+	DropReason_NOT_TUNNELLED                             DropReason = 232
+	DropReason_TOO_BIG                                   DropReason = 233
 )
 
 // Enum value maps for DropReason.
@@ -436,22 +447,26 @@ var (
 		137: "CT_UNKNOWN_L4_PROTOCOL",
 		139: "UNSUPPORTED_L3_PROTOCOL",
 		142: "UNKNOWN_L4_PROTOCOL",
+		147: "ERROR_RETRIEVING_TUNNEL_KEY",
 		150: "UNKNOWN_L3_TARGET_ADDRESS",
 		151: "STALE_OR_UNROUTABLE_IP",
 		155: "CT_MAP_INSERTION_FAILED",
 		156: "INVALID_IPV6_EXTENSION_HEADER",
+		160: "NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT",
 		165: "NO_POLICY_CONFIGURATION",
 		166: "UNSUPPORTED_L2_PROTOCOL",
 		167: "NO_MAPPING_FOR_NAT_MASQUERADE",
 		168: "UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE",
 		169: "FIB_LOOKUP_FAILED",
+		170: "ENCAPSULATION_TRAFFIC_IS_PROHIBITED",
 		171: "INVALID_IDENTITY",
+		172: "UNKNOWN_SENDER",
 		175: "FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND",
 		176: "FORBIDDEN_ICMPV6_MESSAGE",
 		177: "DENIED_BY_LB_SRC_RANGE_CHECK",
 		181: "POLICY_DENY",
 		182: "VLAN_FILTERED",
-		189: "AUTH_REQUIRED",
+		183: "INVALID_VNI",
 		196: "TTL_EXCEEDED",
 		203: "ENDPOINT_NOT_READY",
 		205: "PUNT_TO_PROXY_DOWN",
@@ -462,6 +477,13 @@ var (
 		224: "MULTICAST",
 		225: "NAT_ICMP_NO_FLOW",
 		226: "INTERNAL",
+		227: "TUNNEL_SOURCE",
+		228: "TUNNEL_LOCAL_SOURCE",
+		229: "TUNNEL_UNANNOUNCED_SOURCE",
+		230: "TUNNEL_IDENTITY_MISMATCH",
+		231: "TUNNEL_FRAGMENT",
+		232: "NOT_TUNNELLED",
+		233: "TOO_BIG",
 	}
 	DropReason_value = map[string]int32{
 		"DROP_REASON_UNKNOWN":                       0,
@@ -474,22 +496,26 @@ var (
 		"CT_UNKNOWN_L4_PROTOCOL":                    137,
 		"UNSUPPORTED_L3_PROTOCOL":                   139,
 		"UNKNOWN_L4_PROTOCOL":                       142,
+		"ERROR_RETRIEVING_TUNNEL_KEY":               147,
 		"UNKNOWN_L3_TARGET_ADDRESS":                 150,
 		"STALE_OR_UNROUTABLE_IP":                    151,
 		"CT_MAP_INSERTION_FAILED":                   155,
 		"INVALID_IPV6_EXTENSION_HEADER":             156,
+		"NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT":       160,
 		"NO_POLICY_CONFIGURATION":                   165,
 		"UNSUPPORTED_L2_PROTOCOL":                   166,
 		"NO_MAPPING_FOR_NAT_MASQUERADE":             167,
 		"UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE":   168,
 		"FIB_LOOKUP_FAILED":                         169,
+		"ENCAPSULATION_TRAFFIC_IS_PROHIBITED":       170,
 		"INVALID_IDENTITY":                          171,
+		"UNKNOWN_SENDER":                            172,
 		"FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND": 175,
 		"FORBIDDEN_ICMPV6_MESSAGE":                  176,
 		"DENIED_BY_LB_SRC_RANGE_CHECK":              177,
 		"POLICY_DENY":                               181,
 		"VLAN_FILTERED":                             182,
-		"AUTH_REQUIRED":                             189,
+		"INVALID_VNI":                               183,
 		"TTL_EXCEEDED":                              196,
 		"ENDPOINT_NOT_READY":                        203,
 		"PUNT_TO_PROXY_DOWN":                        205,
@@ -500,6 +526,13 @@ var (
 		"MULTICAST":                                 224,
 		"NAT_ICMP_NO_FLOW":                          225,
 		"INTERNAL":                                  226,
+		"TUNNEL_SOURCE":                             227,
+		"TUNNEL_LOCAL_SOURCE":                       228,
+		"TUNNEL_UNANNOUNCED_SOURCE":                 229,
+		"TUNNEL_IDENTITY_MISMATCH":                  230,
+		"TUNNEL_FRAGMENT":                           231,
+		"NOT_TUNNELLED":                             232,
+		"TOO_BIG":                                   233,
 	}
 )
 
@@ -1856,7 +1889,7 @@ const file_flow_flow_proto_rawDesc = "" +
 	"\x03NEW\x10\x01\x12\x0f\n" +
 	"\vESTABLISHED\x10\x02\x12\t\n" +
 	"\x05REPLY\x10\x03\x12\v\n" +
-	"\aRELATED\x10\x04*\xcb\a\n" +
+	"\aRELATED\x10\x04*\xf9\t\n" +
 	"\n" +
 	"DropReason\x12\x17\n" +
 	"\x13DROP_REASON_UNKNOWN\x10\x00\x12\x17\n" +
@@ -1868,23 +1901,27 @@ const file_flow_flow_proto_rawDesc = "" +
 	"\x17CT_MISSING_TCP_ACK_FLAG\x10\x88\x01\x12\x1b\n" +
 	"\x16CT_UNKNOWN_L4_PROTOCOL\x10\x89\x01\x12\x1c\n" +
 	"\x17UNSUPPORTED_L3_PROTOCOL\x10\x8b\x01\x12\x18\n" +
-	"\x13UNKNOWN_L4_PROTOCOL\x10\x8e\x01\x12\x1e\n" +
+	"\x13UNKNOWN_L4_PROTOCOL\x10\x8e\x01\x12 \n" +
+	"\x1bERROR_RETRIEVING_TUNNEL_KEY\x10\x93\x01\x12\x1e\n" +
 	"\x19UNKNOWN_L3_TARGET_ADDRESS\x10\x96\x01\x12\x1b\n" +
 	"\x16STALE_OR_UNROUTABLE_IP\x10\x97\x01\x12\x1c\n" +
 	"\x17CT_MAP_INSERTION_FAILED\x10\x9b\x01\x12\"\n" +
-	"\x1dINVALID_IPV6_EXTENSION_HEADER\x10\x9c\x01\x12\x1c\n" +
+	"\x1dINVALID_IPV6_EXTENSION_HEADER\x10\x9c\x01\x12(\n" +
+	"#NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT\x10\xa0\x01\x12\x1c\n" +
 	"\x17NO_POLICY_CONFIGURATION\x10\xa5\x01\x12\x1c\n" +
 	"\x17UNSUPPORTED_L2_PROTOCOL\x10\xa6\x01\x12\"\n" +
 	"\x1dNO_MAPPING_FOR_NAT_MASQUERADE\x10\xa7\x01\x12,\n" +
 	"'UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE\x10\xa8\x01\x12\x16\n" +
-	"\x11FIB_LOOKUP_FAILED\x10\xa9\x01\x12\x15\n" +
-	"\x10INVALID_IDENTITY\x10\xab\x01\x12.\n" +
+	"\x11FIB_LOOKUP_FAILED\x10\xa9\x01\x12(\n" +
+	"#ENCAPSULATION_TRAFFIC_IS_PROHIBITED\x10\xaa\x01\x12\x15\n" +
+	"\x10INVALID_IDENTITY\x10\xab\x01\x12\x13\n" +
+	"\x0eUNKNOWN_SENDER\x10\xac\x01\x12.\n" +
 	")FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND\x10\xaf\x01\x12\x1d\n" +
 	"\x18FORBIDDEN_ICMPV6_MESSAGE\x10\xb0\x01\x12!\n" +
 	"\x1cDENIED_BY_LB_SRC_RANGE_CHECK\x10\xb1\x01\x12\x10\n" +
 	"\vPOLICY_DENY\x10\xb5\x01\x12\x12\n" +
-	"\rVLAN_FILTERED\x10\xb6\x01\x12\x12\n" +
-	"\rAUTH_REQUIRED\x10\xbd\x01\x12\x11\n" +
+	"\rVLAN_FILTERED\x10\xb6\x01\x12\x10\n" +
+	"\vINVALID_VNI\x10\xb7\x01\x12\x11\n" +
 	"\fTTL_EXCEEDED\x10\xc4\x01\x12\x17\n" +
 	"\x12ENDPOINT_NOT_READY\x10\xcb\x01\x12\x17\n" +
 	"\x12PUNT_TO_PROXY_DOWN\x10\xcd\x01\x12\x0e\n" +
@@ -1894,7 +1931,14 @@ const file_flow_flow_proto_rawDesc = "" +
 	"\tIP_OPTION\x10\xdf\x01\x12\x0e\n" +
 	"\tMULTICAST\x10\xe0\x01\x12\x15\n" +
 	"\x10NAT_ICMP_NO_FLOW\x10\xe1\x01\x12\r\n" +
-	"\bINTERNAL\x10\xe2\x01B\x10Z\x0eporin/api/flowb\x06proto3"
+	"\bINTERNAL\x10\xe2\x01\x12\x12\n" +
+	"\rTUNNEL_SOURCE\x10\xe3\x01\x12\x18\n" +
+	"\x13TUNNEL_LOCAL_SOURCE\x10\xe4\x01\x12\x1e\n" +
+	"\x19TUNNEL_UNANNOUNCED_SOURCE\x10\xe5\x01\x12\x1d\n" +
+	"\x18TUNNEL_IDENTITY_MISMATCH\x10\xe6\x01\x12\x14\n" +
+	"\x0fTUNNEL_FRAGMENT\x10\xe7\x01\x12\x12\n" +
+	"\rNOT_TUNNELLED\x10\xe8\x01\x12\f\n" +
+	"\aTOO_BIG\x10\xe9\x01B\x10Z\x0eporin/api/flowb\x06proto3"
 
 var (
 	file_flow_flow_proto_rawDescOnce sync.Once

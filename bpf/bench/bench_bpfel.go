@@ -25,6 +25,7 @@ const (
 	BenchMapFragments     = "fragments"
 	BenchMapLost          = "lost"
 	BenchMapNat           = "nat"
+	BenchMapNodes         = "nodes"
 	BenchMapPeers         = "peers"
 	BenchMapPolicyPeers   = "policy_peers"
 	BenchMapPolicyPorts   = "policy_ports"
@@ -107,6 +108,7 @@ type BenchMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Lost         *ebpf.MapSpec `ebpf:"lost"`
 	Nat          *ebpf.MapSpec `ebpf:"nat"`
+	Nodes        *ebpf.MapSpec `ebpf:"nodes"`
 	Peers        *ebpf.MapSpec `ebpf:"peers"`
 	PolicyPeers  *ebpf.MapSpec `ebpf:"policy_peers"`
 	PolicyPorts  *ebpf.MapSpec `ebpf:"policy_ports"`
@@ -151,6 +153,7 @@ type BenchMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Lost         *ebpf.Map `ebpf:"lost"`
 	Nat          *ebpf.Map `ebpf:"nat"`
+	Nodes        *ebpf.Map `ebpf:"nodes"`
 	Peers        *ebpf.Map `ebpf:"peers"`
 	PolicyPeers  *ebpf.Map `ebpf:"policy_peers"`
 	PolicyPorts  *ebpf.Map `ebpf:"policy_ports"`
@@ -171,6 +174,7 @@ func (m *BenchMaps) Close() error {
 		m.Fragments,
 		m.Lost,
 		m.Nat,
+		m.Nodes,
 		m.Peers,
 		m.PolicyPeers,
 		m.PolicyPorts,

@@ -25,6 +25,8 @@ static __always_inline __u8 event_point(const struct packet *p, enum verdict v)
 		return p->dst_ifindex ? POINT_TO_ENDPOINT : POINT_TO_NETWORK;
 	case V_NEIGH:
 		return POINT_TO_NETWORK;
+	case V_TUNNEL:
+		return POINT_TO_OVERLAY;
 	default:
 		return p->point;
 	}

@@ -26,4 +26,5 @@ EXPORT_TYPE(enum table_flag, table_flag);
 EXPORT_TYPE(enum verdict_flag, verdict_flag);
 EXPORT_TYPE(enum ct_flag, ct_flag);
 EXPORT_TYPE(enum setting_flag, setting_flag);
+EXPORT_TYPE(enum tunnel, tunnel);
 EXPORT_TYPE(struct event, event);

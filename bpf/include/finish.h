@@ -2,6 +2,7 @@
 #pragma once
 
 #include "event.h"
+#include "overlay.h"
 #include "packet.h"
 
 /* The end of every pipeline: counts, tells, and is the only place that knows TC_ACT_*. */
@@ -17,6 +18,16 @@ static __always_inline void finish_count(const struct packet *p)
 		return;
 	c->packets++;
 	c->bytes += p->len;
+}
+
+/* The last step of a tunnel can fail for want of memory, when the packet is counted already. */
+static __always_inline int finish_tunnel(struct packet *p, int code)
+{
+	if (code >= 0)
+		return code;
+	p->reason = DROP_TUNNEL_KEY;
+	finish_count(p);
+	return TC_ACT_SHOT;
 }
 
 /* direction: of the endpoints whose packets the program sees, where no policy has named another. */
@@ -38,6 +49,8 @@ static __always_inline int finish(struct __sk_buff *ctx, struct packet *p, enum 
 		if (p->reason == REASON_NONE)
 			p->reason = DROP_INTERNAL;
 	}
+	if (v == V_TOO_BIG)
+		p->event = EVENT_DROP;
 	if (!p->direction)
 		p->direction = direction;
 	finish_count(p);
@@ -59,6 +72,10 @@ static __always_inline int finish(struct __sk_buff *ctx, struct packet *p, enum 
 		return bpf_redirect(p->out_ifindex, BPF_F_INGRESS);
 	case V_NEIGH:
 		return bpf_redirect_neigh(p->out_ifindex, NULL, 0, 0);
+	case V_TUNNEL:
+		return finish_tunnel(p, overlay_send(ctx, p));
+	case V_TOO_BIG:
+		return finish_tunnel(p, overlay_too_big(ctx, p));
 	default:
 		return TC_ACT_SHOT;
 	}

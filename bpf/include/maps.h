@@ -82,6 +82,13 @@ MAP(nat, BPF_MAP_TYPE_LRU_HASH, struct nat_key, struct nat_entry, 262144, 0);
  */
 MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct frag_key, struct frag_entry, 8192, 0);
 
+/* nodes: the other nodes of the cluster.
+ * underlay address -> node, what the way there takes.
+ * Written by internal/datapath, path MTU and last use by overlay.h; read by overlay.h.
+ * 16k addresses.
+ */
+MAP(nodes, BPF_MAP_TYPE_HASH, struct addr, struct node, 16384, BPF_F_NO_PREALLOC);
+
 /* settings: what may change while the programs run.
  * 0 -> struct settings.
  * Written by internal/datapath; read by every program.

@@ -74,6 +74,16 @@ struct packet {
 	struct addr inner_src;
 	struct addr inner_dst;
 	struct ct_key key;
+	/* The tunnel: by which it came, or will go. */
+	struct addr outer; /* the other node */
+	__u32 vni;
+	__u16 mtu; /* V_TOO_BIG: what the way takes of the inner packet */
+	__be16 outer_sport;
+	__u8 hop_known; /* the next hop's MACs are below, else the kernel resolves it */
+	__u8 foreign; /* skb->protocol is still the outer packet's */
+	__u8 hop_smac[6];
+	__u8 hop_dmac[6];
+	__u8 pad3[2];
 };
 
 enum packet_flag {
@@ -92,7 +102,11 @@ enum packet_flag {
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
-#define IDENTITY_HOST 1
+#define IDENTITY_HOST	     1
+#define IDENTITY_HEALTH	     4
+#define IDENTITY_REMOTE_NODE 6
+#define IDENTITY_FIRST	     256 /* of a label set */
+#define IDENTITY_LIMIT	     (1 << 24) /* from here on they mean something on this node only */
 
 #define PACKET_HOST 0 /* linux/if_packet.h: addressed to this device */
 

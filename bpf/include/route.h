@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 #pragma once
 
+#include "overlay.h"
 #include "packet.h"
 
 /* Where an allowed packet goes. */
@@ -129,6 +130,16 @@ static __noinline enum verdict route_out(struct __sk_buff *ctx, struct packet *p
 	return V_REDIRECT;
 }
 
+/* Behind another node. To the node itself no pod may speak as a tunnel does. */
+static __always_inline enum verdict route_tunnel(struct __sk_buff *ctx, struct packet *p)
+{
+	const struct settings *s = settings_get();
+
+	if (s && p->dst_identity == IDENTITY_REMOTE_NODE && overlay_port(s, p))
+		return drop(p, DROP_ENCAP_PROHIBITED);
+	return overlay_route(ctx, p, route_length(ctx, p));
+}
+
 static __always_inline enum verdict route_pod(struct __sk_buff *ctx, struct packet *p)
 {
 	const struct settings *s = settings_get();
@@ -137,6 +148,10 @@ static __always_inline enum verdict route_pod(struct __sk_buff *ctx, struct pack
 		return route_local(ctx, p, V_PEER);
 	if (!s)
 		return drop(p, DROP_INTERNAL);
+	if (overlay_target(s, p))
+		return route_tunnel(ctx, p);
+	if (overlay_port(s, p))
+		return drop(p, DROP_ENCAP_PROHIBITED);
 	if (p->dst_identity == IDENTITY_HOST)
 		return route_host(p, s);
 	return route_out(ctx, p);

@@ -46,7 +46,8 @@ enum peer_flag {
 	PEER_LOCAL = 1, /* endpoint on this node */
 	PEER_HOST = 2, /* address of this node itself */
 	PEER_CLUSTER = 4, /* inside the cluster's address space: never masqueraded */
-	PEER_NO_OWNER = 8, /* pod range of this node: an address here that no endpoint has is unreachable */
+	PEER_NO_OWNER = 8, /* pod range: an address here that has no row of its own is nobody's and unreachable */
+	PEER_REMOTE = 16, /* behind the node that the row names, and heard of from there only */
 };
 
 /* Key of prefixes (LPM trie). prefixlen counts from the start of the 128-bit address: IPv4 /8 is 104. */
@@ -98,7 +99,6 @@ struct policy_verdict {
 
 enum verdict_flag {
 	VERDICT_EXPLICIT_DENY = 1, /* a deny rule, not the lack of an allow rule */
-	VERDICT_AUTH = 2, /* a rule that allows those who authenticate, which nobody did */
 };
 
 /*
@@ -196,6 +196,21 @@ struct counter {
 	__u64 bytes;
 };
 
+/* A node of the cluster. Key of nodes: each of its underlay addresses. */
+struct node {
+	__u64 id; /* the same for all addresses of a node */
+	__u64 resolved; /* CLOCK_MONOTONIC ns when the kernel was last asked to reach it, which keeps its neighbour entry true */
+	__u64 mtu_until; /* CLOCK_MONOTONIC ns until which mtu holds */
+	__u32 mtu; /* of the way there, as a router between told; 0: none did */
+	__u32 pad;
+};
+
+enum tunnel {
+	TUNNEL_NONE = 0, /* native routing, or a node alone */
+	TUNNEL_GENEVE = 1,
+	TUNNEL_VXLAN = 2,
+};
+
 /* Settings that change while the programs run. One element. */
 struct settings {
 	struct addr masq4; /* source address of masqueraded IPv4; zero: none */
@@ -207,8 +222,17 @@ struct settings {
 	__u16 nat_min; /* source ports of the masquerade, inclusive, host order */
 	__u16 nat_max;
 	__u8 gateway_mac[6]; /* of porin_host and of the host side of every veth */
-	__u8 pad[6];
+	__u8 tunnel; /* enum tunnel */
+	__u8 pad;
+	__be16 tunnel_port;
+	__u8 pad2[2];
 	__u64 report_interval; /* ns between periodic events of a live flow; 0: none */
+	struct addr underlay4; /* this node among the others: source of what it tunnels; zero: none */
+	struct addr underlay6;
+	struct addr router4; /* of porin_host */
+	struct addr router6;
+	__u32 tunnel_ifindex; /* kernel device that frames; 0: the programs do */
+	__u32 pad3;
 };
 
 enum setting_flag {

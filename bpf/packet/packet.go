@@ -13,6 +13,8 @@
 //	tcp 40000 > 80 S         seq N ack N win N doff N opt HEX csum N     flags of FSRPAUEC, - for none
 //	udp 40000 > 53           len N csum N
 //	sctp 40000 > 80          tag N csum N
+//	geneve 1001 ...          word N: a frame in a tunnel, behind udp; without eth between two gateways' addresses
+//	vxlan 1001 ...           word N
 //	icmp 3/4                 rest N csum N      icmp echo|reply id N seq N
 //	ns|na TARGET             mac MAC flags N
 //	[ ip ... ]               the packet that an ICMP error is about
@@ -86,6 +88,8 @@ func shapeOf(kind string) (shape, bool) {
 		return shape{3, "len csum"}, true
 	case "sctp":
 		return shape{3, "tag csum"}, true
+	case "geneve", "vxlan":
+		return shape{1, "word"}, true
 	case "icmp":
 		return shape{1, "rest id seq csum"}, true
 	case "ns", "na":

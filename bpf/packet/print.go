@@ -264,6 +264,9 @@ func printUDP(b []byte, src, dst netip.Addr) string {
 	if right == 0 {
 		right = 0xffff
 	}
+	if inner, ok := printTunnel(binary.BigEndian.Uint16(b[2:]), b[8:]); ok {
+		return ends("udp", b) + opt("len", binary.BigEndian.Uint16(b[4:]), uint16(len(b))) + opt("csum", is, 0) + inner
+	}
 	return ends("udp", b) + opt("len", binary.BigEndian.Uint16(b[4:]), uint16(len(b))) + opt("csum", is, right) +
 		printHex(b[8:])
 }

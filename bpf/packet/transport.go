@@ -48,7 +48,8 @@ func encodePorts(l layer, rest []layer, src, dst netip.Addr) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	payload, err := encodePayload(rest)
+	tunnel := l.kind == "udp" && len(rest) > 0 && isTunnel(rest[0].kind)
+	payload, err := encodeTunnel(rest, tunnel)
 	if err != nil {
 		return nil, err
 	}
@@ -72,6 +73,8 @@ func encodePorts(l layer, rest []layer, src, dst netip.Addr) ([]byte, error) {
 		}
 		if l.has("csum") {
 			sum = uint16(csum)
+		} else if tunnel {
+			sum = 0
 		}
 		binary.BigEndian.PutUint16(b[6:], sum)
 	case "sctp":

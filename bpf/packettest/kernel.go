@@ -32,6 +32,8 @@ const (
 	Neigh    uint8 = 5
 	Reply    uint8 = 6
 	Host     uint8 = 7
+	Tunnel   uint8 = 8
+	TooBig   uint8 = 9
 )
 
 // Kernel is the loaded programs with their maps and the namespace in which packets run.
@@ -279,14 +281,29 @@ func (k *Kernel) send(in Input) (Result, error) {
 		Verdict: p[k.verdict], Reason: verdict.Reason(p[k.reason]), Ifindex: binary.NativeEndian.Uint32(p[k.out:]),
 		Code: code, Frame: opts.DataOut, Mark: after.Mark, Priority: after.Priority,
 	}
+	if code == 1<<32-1 { // a program may pass a packet on before it looks at it
+		r.Verdict = Stack
+	}
 	if r.Verdict == Drop || r.Verdict == Stack {
 		r.Ifindex = 0
 	}
-	if r.Verdict != Drop {
+	if r.Verdict != Drop && r.Verdict != TooBig {
 		r.Reason = verdict.None
 	}
 	r.Events, err = k.drain()
 	return r, err
+}
+
+// plainTunnelPort puts a fixed number in the place of a tunnel's source port, which the kernel's secret decides, and
+// returns what was there. The outer datagram has no checksum.
+func plainTunnelPort(frame []byte) (port uint16) {
+	at := 14 + 20
+	if frame[12] == 0x86 {
+		at = 14 + 40
+	}
+	port = binary.BigEndian.Uint16(frame[at:])
+	binary.BigEndian.PutUint16(frame[at:], 49152)
+	return port
 }
 
 // drain reads the events that are in the ring.

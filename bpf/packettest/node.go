@@ -16,7 +16,7 @@ import (
 //	a 10.0.0.10 fd00::10 ─┐                     ┌─ 192.0.2.254, 2001:db8::fe (gateway, neighbour known)
 //	b 10.0.0.11 fd00::11 ─┼─ this node ── up0 ──┼─ 192.0.2.253, 2001:db8::fd (gateway, neighbour unknown)
 //	c 10.0.0.12 fd00::12 ─┘  10.0.0.1 fd00::1   └─ the world
-//	                         192.0.2.1 2001:db8::1
+//	                         192.0.2.1 2001:db8::1       and 192.0.2.2, 2001:db8::2 beside it (neighbour known)
 const (
 	hostDevice   = "porin_host"
 	uplinkDevice = "up0"
@@ -116,7 +116,7 @@ func veth(name string, mac packet.MAC, addrs ...string) (uint32, error) {
 
 func (n *node) routes() error {
 	router := routerMAC()
-	for _, ip := range []string{"192.0.2.254", "2001:db8::fe"} {
+	for _, ip := range []string{"192.0.2.254", "2001:db8::fe", "192.0.2.2", "2001:db8::2"} {
 		neigh := &netlink.Neigh{
 			LinkIndex: int(n.uplink), State: netlink.NUD_PERMANENT, IP: net.ParseIP(ip), HardwareAddr: router[:],
 		}
@@ -140,6 +140,7 @@ func (n *node) routes() error {
 		{"2001:db8:b::/48", "", 1, blackhole, 0},
 		{"198.18.0.0/24", "", 0, unreachable, 0},
 		{"198.18.1.0/24", "192.0.2.254", n.uplink, 0, 1000},
+		{"2001:db8:18::/48", "2001:db8::fe", n.uplink, 0, 1400},
 	} {
 		_, dst, err := net.ParseCIDR(r.dst)
 		if err != nil {

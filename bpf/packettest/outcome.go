@@ -17,6 +17,7 @@ import (
 func verdictName(v uint8) string {
 	names := map[uint8]string{
 		Drop: "drop", Stack: "stack", Redirect: "redirect", Peer: "peer", Neigh: "neigh", Reply: "reply", Host: "host",
+		Tunnel: "tunnel", TooBig: "toobig",
 	}
 	if n, ok := names[v]; ok {
 		return n
@@ -47,7 +48,7 @@ func (s *story) want(args []string) error {
 		}
 		target, rest = rest[0], nil
 		ok = ok && s.last.Reason.Name() == target
-	case "peer", "redirect", "neigh":
+	case "peer", "redirect", "neigh", "tunnel":
 		if len(rest) == 0 {
 			return fmt.Errorf("want %s DEVICE", what)
 		}
@@ -55,11 +56,14 @@ func (s *story) want(args []string) error {
 		ok = ok && s.k.DeviceName(s.last.Ifindex) == target
 		if pod, is := s.k.node.pods[target]; is {
 			link = packet.Link{Src: gatewayMAC(), Dst: pod.MAC}
-		} else if what == "redirect" {
+		} else if what == "redirect" || what == "tunnel" {
 			link = packet.Link{Src: uplinkMAC(), Dst: routerMAC()}
 		}
-	case "reply":
+	case "reply", "toobig":
 		link = packet.Link{Src: s.link.Dst, Dst: s.link.Src}
+	}
+	if what == "tunnel" && s.settings.TunnelIfindex == 0 && s.port < 49152 {
+		return fmt.Errorf("source port of the tunnel is %d, want one from 49152 on", s.port)
 	}
 	if !ok {
 		return fmt.Errorf("sent %s\n got %s", s.sent, s.outcome())

@@ -176,6 +176,7 @@ func (k *Kernel) Advance(t testing.TB, d time.Duration) {
 	}
 	each(t, k.maps["conntrack"], func(e *bpf.CTEntry) { age(&e.Expires); age(&e.Created); e.Reported -= uint32(d >> 20) })
 	each(t, k.maps["nat"], func(e *bpf.NatEntry) { age(&e.Used) })
+	each(t, k.maps["nodes"], func(n *bpf.Node) { age(&n.MTUUntil); age(&n.Resolved) })
 	each(t, k.maps["fragments"], func(e *bpf.FragEntry) { age(&e.Expires) })
 }
 

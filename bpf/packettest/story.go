@@ -1,6 +1,7 @@
 package packettest
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"porin/bpf"
 	"porin/bpf/packet"
@@ -19,17 +22,19 @@ import (
 // people only.
 //
 //	endpoint NAME [identity=N] [in=SUBJECT] [out=SUBJECT] [mac=MAC] [lockdown] [audit] [no4] [no6]
-//	peer ADDR identity=N [local=NAME] [host] [cluster]
-//	prefix CIDR identity=N [cluster] [noowner]
+//	peer ADDR identity=N [local=NAME] [host] [cluster] [node=ADDR]
+//	prefix CIDR identity=N [cluster] [noowner] [node=ADDR]
+//	node ADDR [id=N] [mtu=N] [stale]   another node; stale: the kernel was not asked for a while how to reach it
 //	subject N [cookie=C]               nothing allowed, denied under cookie C
 //	rule N IDENTITY|* PROTO|any PORT|FIRST-LAST|* allow|deny|refuse|redirect|audit|NUMBER [cookie=C]
-//	settings [audit] [trace] [snap] [nomasq] [nomasqaddr] [nat=FIRST-LAST] [report=DURATION]
+//	settings [tunnel=geneve|vxlan | notunnel] [nounderlay] [device=NAME] [audit] [trace] [snap] [nomasq] [nomasqaddr]
+//	         [nat=FIRST-LAST] [report=DURATION]
 //	epoch                              every cached verdict is stale
 //	advance DURATION                   flows grow older
 //	forget endpoint NAME | forget peer ADDR | forget MAP | forget ways-back
 //	socket tcp|udp ADDR:PORT           a socket of this host
 //	send PROGRAM [DEVICE] [mark=N] [priority=N] [gso=N] [forwarded] [complete] 'PACKET'
-//	want drop REASON | want peer|redirect|neigh DEVICE ['PACKET'] | want stack|host|reply ['PACKET']
+//	want drop REASON | want peer|redirect|neigh|tunnel DEVICE ['PACKET'] | want stack|host|reply|toobig ['PACKET']
 //	flow drop|trace|verdict [FIELD=VALUE ...]      the next event of the last packet
 //	noflow                                         there is none left
 //	counter REASON DIRECTION PACKETS | rows MAP N | skb [mark=N] [priority=N]
@@ -41,6 +46,7 @@ type story struct {
 	link     packet.Link // of the last packet sent
 	sent     string
 	last     Result
+	port     uint16 // source port of the tunnel, as it was: in the last frame it is 49152
 	ended    []func()
 }
 
@@ -118,7 +124,7 @@ func (s *story) command(t testing.TB, words []string) error {
 	t.Helper()
 	verb, args := words[0], words[1:]
 	need := map[string]int{
-		"endpoint": 1, "peer": 2, "prefix": 2, "subject": 1, "rule": 5, "settings": 1, "advance": 1, "forget": 1,
+		"endpoint": 1, "peer": 2, "prefix": 2, "node": 1, "subject": 1, "rule": 5, "settings": 1, "advance": 1, "forget": 1,
 		"socket": 2, "send": 2, "want": 1, "flow": 1, "counter": 3, "rows": 2, "skb": 1,
 	}
 	if len(args) < need[verb] {
@@ -129,6 +135,8 @@ func (s *story) command(t testing.TB, words []string) error {
 		return s.endpoint(t, args[0], parseOptions(args[1:]))
 	case "peer", "prefix":
 		return s.peer(t, verb, args[0], parseOptions(args[1:]))
+	case "node":
+		return s.node(t, args[0], parseOptions(args[1:]))
 	case "subject":
 		return s.subject(t, args[0], parseOptions(args[1:]))
 	case "rule":
@@ -224,6 +232,14 @@ func (s *story) peer(t testing.TB, verb, where string, o options) error {
 		}
 	}
 	row.Ifindex = s.k.node.pods[o["local"]].Ifindex
+	if o.has("node") {
+		a, err := netip.ParseAddr(o["node"])
+		if err != nil {
+			return err
+		}
+		row.Node = bpf.AddrFrom(a)
+		row.Flags |= bpf.PeerRemote | bpf.PeerCluster
+	}
 	if verb == "prefix" {
 		c, err := netip.ParsePrefix(where)
 		if err == nil {
@@ -236,6 +252,28 @@ func (s *story) peer(t testing.TB, verb, where string, o options) error {
 		s.k.PutPeer(t, a, row)
 	}
 	return err
+}
+
+func (s *story) node(t testing.TB, where string, o options) error {
+	a, err := netip.ParseAddr(where)
+	if err != nil {
+		return err
+	}
+	id, err1 := o.num("id", 2)
+	mtu, err2 := o.num("mtu", 0)
+	var now unix.Timespec
+	if err := errors.Join(err1, err2, unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)); err != nil {
+		return err
+	}
+	row := bpf.Node{ID: uint64(id), MTU: mtu, Resolved: uint64(now.Nano())}
+	if mtu != 0 {
+		row.MTUUntil = uint64(now.Nano()) + uint64(time.Minute)
+	}
+	if o.has("stale") {
+		row.Resolved = 0
+	}
+	s.k.Put(t, "nodes", bpf.AddrFrom(a), row)
+	return nil
 }
 
 func (s *story) subject(t testing.TB, id string, o options) error {
@@ -273,8 +311,6 @@ func action(s string) (v bpf.PolicyVerdict, err error) {
 		v.Action = uint8(verdict.Allow)
 	case "deny":
 		v.Flags = bpf.VerdictExplicitDeny
-	case "authenticate":
-		v.Flags = bpf.VerdictAuth
 	case "refuse":
 	case "redirect":
 		v.Action = uint8(verdict.Redirect)
@@ -350,6 +386,29 @@ func (s *story) set(t testing.TB, o options) error {
 		if o.has(name) {
 			s.settings.Flags |= flag
 		}
+	}
+	switch o["tunnel"] {
+	case "geneve":
+		s.settings.Tunnel, s.settings.TunnelPort = bpf.TunnelGeneve, bpf.PortFrom(6081)
+	case "vxlan":
+		s.settings.Tunnel, s.settings.TunnelPort = bpf.TunnelVXLAN, bpf.PortFrom(8472)
+	}
+	if o.has("tunnel") {
+		s.settings.Underlay4, s.settings.Underlay6 = s.settings.Masq4, s.settings.Masq6
+		s.settings.Router4, s.settings.Router6 = bpf.AddrFrom(netip.MustParseAddr("10.0.0.1")), bpf.AddrFrom(netip.MustParseAddr("fd00::1"))
+	}
+	if o.has("notunnel") {
+		s.settings.Tunnel = bpf.TunnelNone
+	}
+	if o.has("nounderlay") {
+		s.settings.Underlay4, s.settings.Underlay6 = bpf.Addr{}, bpf.Addr{}
+	}
+	if o.has("device") {
+		i, ok := s.k.Device(o["device"])
+		if !ok {
+			return fmt.Errorf("there is no device %q", o["device"])
+		}
+		s.settings.TunnelIfindex = i
 	}
 	if o.has("nomasq") {
 		s.settings.Flags &^= bpf.SettingMasq4 | bpf.SettingMasq6
@@ -477,6 +536,9 @@ func (s *story) send(t testing.TB, args []string) error {
 		in.From, _ = s.k.Device(uplinkDevice)
 	}
 	s.last, err = s.k.send(in)
+	if err == nil && s.last.Verdict == Tunnel && s.settings.TunnelIfindex == 0 {
+		s.port = plainTunnelPort(s.last.Frame)
+	}
 	if err == nil && os.Getenv("PORIN_STORY") != "" {
 		t.Logf("%s\n  -> %s", s.sent, s.outcome())
 	}

@@ -36,12 +36,6 @@ type Config struct {
 	Rest      time.Duration    // how long a freed local number is not given out again (default 10 min)
 	LastLocal ID               // highest node-local number (default MaxLocal)
 	Now       func() time.Time // default time.Now
-	ClusterID uint8            // of this node's cluster, in its numbers
-	// Withdraw is called before a number comes to mean other labels. When it returns without an error no address of another
-	// node has the number in the kernel. No lock is held.
-	Withdraw func(id ID) error
-	// Told is called when the labels of a number of another node are known, or known anew. It must not block.
-	Told func(id ID)
 	// Conflict is called when the store says that a number this node uses means another label set, or that a label
 	// set it uses has another number. Whoever uses the number must ask for one anew. It must not block.
 	Conflict func(id ID, ls labels.Labels)
@@ -65,7 +59,6 @@ type Allocator struct {
 	cluster map[ID]string            // mu: what the store says, for numbers of every node
 	flights map[string]chan struct{} // mu: label sets that are being asked for or given back
 	cidrs   cidrs                    // mu
-	holds   holds                    // mu
 }
 
 // claim is a cluster-wide number in use on this node.
@@ -102,7 +95,6 @@ func New(log *slog.Logger, cfg Config, store Store, table *state.Table[Identity]
 		byKey: make(map[string]*claim), byID: make(map[ID]*claim), cluster: make(map[ID]string),
 		flights: make(map[string]chan struct{}),
 		cidrs:   newCIDRs(cfg.LastLocal),
-		holds:   newHolds(),
 	}
 	table.Update(Reserved())
 	return a
@@ -150,14 +142,9 @@ func (a *Allocator) Allocate(ctx context.Context, ls labels.Labels) (Identity, e
 	if err != nil {
 		return Identity{}, fmt.Errorf("identity for %s: %w", ls, err)
 	}
-	if err := checkCluster(id, a.cfg.ClusterID); err != nil {
+	if err := checkCluster(id); err != nil {
 		return Identity{}, fmt.Errorf("identity for %s: the store gave %d: %w", ls, id, err)
 	}
-	done, err := a.prepare(id, ls)
-	if err != nil {
-		return Identity{}, fmt.Errorf("identity for %s: %w", ls, err)
-	}
-	defer done()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if other := a.byID[id]; other != nil {
@@ -239,7 +226,7 @@ func (a *Allocator) Release(_ context.Context, id ID) error {
 
 // forget takes the row away unless another node uses the number. The lock is held.
 func (a *Allocator) forget(id ID) {
-	if _, elsewhere := a.cluster[id]; !elsewhere && a.holds.count[id] == 0 {
+	if _, elsewhere := a.cluster[id]; !elsewhere {
 		a.table.Delete(tableKey(id))
 	}
 }
@@ -251,7 +238,7 @@ func (a *Allocator) Restore(id ID, ls labels.Labels) error {
 	if r, ok := reserved(ls); ok && r.ID == id {
 		return nil
 	}
-	if err := errors.Join(checkLabels(ls), checkCluster(id, a.cfg.ClusterID)); err != nil {
+	if err := errors.Join(checkLabels(ls), checkCluster(id)); err != nil {
 		return fmt.Errorf("restore identity %d of %s: %w", uint32(id), ls, err)
 	}
 	key := ls.Key()
@@ -292,7 +279,6 @@ func (a *Allocator) Sweep(ctx context.Context) error {
 	}
 	a.mu.Unlock()
 	slices.Sort(idle)
-	a.again()
 	for _, key := range idle {
 		if err := a.sweep(ctx, key); err != nil {
 			return err
@@ -335,15 +321,10 @@ func (a *Allocator) sweep(ctx context.Context, key string) error {
 }
 
 // heard takes in what the store says. What cannot be true is refused: other nodes are believed about their own
-// workloads' labels, not about reserved or node-local numbers, nor about those of another cluster.
+// workloads' labels, not about reserved or node-local numbers.
 func (a *Allocator) heard(upsert bool, id ID, key string) {
-	a.hear(origin{id: a.cfg.ClusterID}, upsert, id, key)
-}
-
-func (a *Allocator) hear(from origin, upsert bool, id ID, key string) {
-	if err := checkCluster(id, from.id); err != nil {
+	if err := checkCluster(id); err != nil {
 		a.log.Warn("identity from the store refused", "id", uint32(id), "err", err)
-		a.refuse()
 		return
 	}
 	if !upsert {
@@ -352,20 +333,12 @@ func (a *Allocator) hear(from origin, upsert bool, id ID, key string) {
 	}
 	ls, err := labels.ParseKey(key)
 	if err == nil {
-		err = errors.Join(checkLabels(ls), from.check(ls))
+		err = checkLabels(ls)
 	}
 	if err != nil {
 		a.log.Warn("identity from the store refused", "id", uint32(id), "err", err)
-		a.refuse()
 		return
 	}
-	done, err := a.prepare(id, ls)
-	if err != nil {
-		a.log.Warn("identity means other labels by now and is still in use for the former ones; tried again later", "id", uint32(id), "err", err)
-		a.postpone(from, id, key)
-		return
-	}
-	defer done()
 	a.mu.Lock()
 	a.cluster[id] = key
 	var wrong []Identity
@@ -397,10 +370,7 @@ func (a *Allocator) vanished(id ID) {
 	delete(a.cluster, id)
 	c := a.byID[id]
 	if c == nil {
-		delete(a.holds.postponed, id)
-		if a.holds.count[id] == 0 { // else LetGo does it
-			a.table.Delete(tableKey(id))
-		}
+		a.table.Delete(tableKey(id))
 		a.mu.Unlock()
 		return
 	}
@@ -443,11 +413,10 @@ func checkLabels(ls labels.Labels) error {
 	return nil
 }
 
-// checkCluster tells whether id can be a number of a workload of the cluster.
-func checkCluster(id ID, cluster uint8) error {
-	first := ID(cluster) << 16
-	if n := id - first; id < first || n < MinCluster || n > MaxCluster {
-		return fmt.Errorf("number %d is outside the cluster's range %d-%d", uint32(id), uint32(first+MinCluster), uint32(first+MaxCluster))
+// checkCluster tells whether id can be a cluster-wide number of a workload.
+func checkCluster(id ID) error {
+	if n := id & 0xffff; id>>24 != 0 || n < MinCluster || n > MaxCluster {
+		return fmt.Errorf("number %d is outside the cluster-wide range %d-%d", uint32(id), MinCluster, MaxCluster)
 	}
 	return nil
 }

@@ -8,41 +8,52 @@ type Reason uint8
 
 // Reasons. Those below 220 bear the numbers and words of Hubble.
 const (
-	None             Reason = 0
-	InvalidSourceMAC Reason = 130
-	InvalidSourceIP  Reason = 132
-	PolicyDenied     Reason = 133
-	InvalidPacket    Reason = 134
-	CTInvalidHeader  Reason = 135
-	CTNoFlow         Reason = 136
-	CTUnknownProto   Reason = 137
-	UnsupportedL3    Reason = 139
-	UnknownL4        Reason = 142
-	UnknownL3Target  Reason = 150
-	Unroutable       Reason = 151
-	CTInsert         Reason = 155
-	InvalidExtHdr    Reason = 156
-	NoSubject        Reason = 165
-	UnsupportedL2    Reason = 166
-	NATNoMapping     Reason = 167
-	NATUnsupported   Reason = 168
-	FIB              Reason = 169
-	InvalidIdentity  Reason = 171
-	FragNotFound     Reason = 175
-	ForbiddenICMP6   Reason = 176
-	PolicyDenyRule   Reason = 181
-	VLAN             Reason = 182
-	AuthRequired     Reason = 189
-	TTL              Reason = 196
-	EndpointNotReady Reason = 203
-	ProxyDown        Reason = 205
-	ARPSpoof         Reason = 220
-	DHCPServer       Reason = 221
-	FragInvalid      Reason = 222
-	IPOption         Reason = 223
-	Multicast        Reason = 224
-	NATICMP          Reason = 225
-	Internal         Reason = 226
+	None              Reason = 0
+	InvalidSourceMAC  Reason = 130
+	InvalidSourceIP   Reason = 132
+	PolicyDenied      Reason = 133
+	InvalidPacket     Reason = 134
+	CTInvalidHeader   Reason = 135
+	CTNoFlow          Reason = 136
+	CTUnknownProto    Reason = 137
+	UnsupportedL3     Reason = 139
+	UnknownL4         Reason = 142
+	TunnelKey         Reason = 147
+	UnknownL3Target   Reason = 150
+	Unroutable        Reason = 151
+	CTInsert          Reason = 155
+	InvalidExtHdr     Reason = 156
+	NoTunnelEndpoint  Reason = 160
+	NoSubject         Reason = 165
+	UnsupportedL2     Reason = 166
+	NATNoMapping      Reason = 167
+	NATUnsupported    Reason = 168
+	FIB               Reason = 169
+	EncapProhibited   Reason = 170
+	InvalidIdentity   Reason = 171
+	UnknownSender     Reason = 172
+	FragNotFound      Reason = 175
+	ForbiddenICMP6    Reason = 176
+	PolicyDenyRule    Reason = 181
+	VLAN              Reason = 182
+	InvalidVNI        Reason = 183
+	TTL               Reason = 196
+	EndpointNotReady  Reason = 203
+	ProxyDown         Reason = 205
+	ARPSpoof          Reason = 220
+	DHCPServer        Reason = 221
+	FragInvalid       Reason = 222
+	IPOption          Reason = 223
+	Multicast         Reason = 224
+	NATICMP           Reason = 225
+	Internal          Reason = 226
+	TunnelSource      Reason = 227
+	TunnelLocal       Reason = 228
+	TunnelUnannounced Reason = 229
+	TunnelIdentity    Reason = 230
+	TunnelFragment    Reason = 231
+	NotTunnelled      Reason = 232
+	TooBig            Reason = 233
 )
 
 // word is what a reason is called in C and by people.
@@ -72,6 +83,8 @@ func (r Reason) word() word {
 		return word{"DROP_UNSUPPORTED_L3", "Unsupported L3 protocol"}
 	case UnknownL4:
 		return word{"DROP_UNKNOWN_L4", "Unknown L4 protocol"}
+	case TunnelKey:
+		return word{"DROP_TUNNEL_KEY", "Invalid tunnel header"}
 	case UnknownL3Target:
 		return word{"DROP_UNKNOWN_L3_TARGET", "Unknown L3 target address"}
 	case Unroutable:
@@ -80,6 +93,8 @@ func (r Reason) word() word {
 		return word{"DROP_CT_INSERT", "CT: Map insertion failed"}
 	case InvalidExtHdr:
 		return word{"DROP_INVALID_EXTHDR", "Invalid IPv6 extension header"}
+	case NoTunnelEndpoint:
+		return word{"DROP_NO_TUNNEL_ENDPOINT", "No tunnel endpoint"}
 	case NoSubject:
 		return word{"DROP_NO_SUBJECT", "No policy programmed, endpoint locked down"}
 	case UnsupportedL2:
@@ -90,8 +105,12 @@ func (r Reason) word() word {
 		return word{"DROP_NAT_UNSUPPORTED", "Unsupported protocol for NAT masquerade"}
 	case FIB:
 		return word{"DROP_FIB", "FIB lookup failed"}
+	case EncapProhibited:
+		return word{"DROP_ENCAP_PROHIBITED", "Encapsulation traffic is prohibited"}
 	case InvalidIdentity:
 		return word{"DROP_INVALID_IDENTITY", "Invalid identity"}
+	case UnknownSender:
+		return word{"DROP_UNKNOWN_SENDER", "Unknown sender"}
 	case FragNotFound:
 		return word{"DROP_FRAG_NOT_FOUND", "First logical datagram fragment not found"}
 	case ForbiddenICMP6:
@@ -100,8 +119,8 @@ func (r Reason) word() word {
 		return word{"DROP_POLICY_DENY", "Policy denied by deny rule"}
 	case VLAN:
 		return word{"DROP_VLAN", "VLAN traffic not allowed"}
-	case AuthRequired:
-		return word{"DROP_AUTH_REQUIRED", "Authentication required"}
+	case InvalidVNI:
+		return word{"DROP_INVALID_VNI", "Invalid VNI"}
 	case TTL:
 		return word{"DROP_TTL", "TTL exceeded"}
 	case EndpointNotReady:
@@ -122,6 +141,20 @@ func (r Reason) word() word {
 		return word{"DROP_NAT_ICMP", "ICMP error about an unknown translation"}
 	case Internal:
 		return word{"DROP_INTERNAL", "Internal error, failed closed"}
+	case TunnelSource:
+		return word{"DROP_TUNNEL_SOURCE", "Tunnelled source is not behind the sending node"}
+	case TunnelLocal:
+		return word{"DROP_TUNNEL_LOCAL", "Tunnelled source is of this node"}
+	case TunnelUnannounced:
+		return word{"DROP_TUNNEL_UNANNOUNCED", "Tunnelled source has no known owner"}
+	case TunnelIdentity:
+		return word{"DROP_TUNNEL_IDENTITY", "Tunnelled identity is not the known one"}
+	case TunnelFragment:
+		return word{"DROP_TUNNEL_FRAGMENT", "Tunnel packet in fragments"}
+	case NotTunnelled:
+		return word{"DROP_NOT_TUNNELLED", "Source of another node outside its tunnel"}
+	case TooBig:
+		return word{"DROP_TOO_BIG", "Packet too big for the way"}
 	}
 	return word{}
 }
@@ -159,8 +192,10 @@ const (
 	UnknownPoint Point = 0
 	ToHost       Point = 2
 	ToStack      Point = 3
+	ToOverlay    Point = 4
 	FromEndpoint Point = 5
 	FromHost     Point = 7
+	FromOverlay  Point = 9
 	FromNetwork  Point = 10
 	ToNetwork    Point = 11
 	ToEndpoint   Point = 101
@@ -172,10 +207,14 @@ func (p Point) String() string {
 		return "to-host"
 	case ToStack:
 		return "to-stack"
+	case ToOverlay:
+		return "to-overlay"
 	case FromEndpoint:
 		return "from-endpoint"
 	case FromHost:
 		return "from-host"
+	case FromOverlay:
+		return "from-overlay"
 	case FromNetwork:
 		return "from-network"
 	case ToNetwork:

@@ -1,0 +1,615 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+
+#include "packet.h"
+
+/*
+ * The tunnel between nodes: Geneve or VXLAN, framed here and not by a device of the kernel. The network identifier is the
+ * sender's identity. A frame inside a frame:
+ *
+ *	Ethernet | IPv4 or IPv6 | UDP | Geneve or VXLAN | Ethernet | the packet
+ *
+ * What comes in must be from a known node, about an address behind that node, with the identity that the address is known
+ * to have here. A tunnel's word alone gives nobody a permission, nor does an address that comes by another way.
+ */
+
+#define OVERLAY_MARK	 0x706f7274 /* on frames that we made: the node's own processes may not make any */
+#define OVERLAY_ROOM4	 50
+#define OVERLAY_ROOM6	 70
+#define OVERLAY_FRAGMENT 1 /* overlay_match: the port is right, but it is a piece only */
+#define OVERLAY_ICMP	 2
+#define OVERLAY_REFRESH	 1000000000ULL
+#define OVERLAY_MTU_LIFE (600 * 1000000000ULL) /* RFC 1191 6.3 */
+#define OVERLAY_QUOTE4	 512 /* bytes of the packet in an answer (RFC 1812 4.3.2.3) */
+#define OVERLAY_QUOTE6	 1232 /* RFC 4443 3.2: all that 1280 bytes hold */
+
+/* Behind the outer IP header. */
+struct overlay_tail {
+	struct udphdr udp;
+	__be32 word; /* that of the kind: version, flags, protocol */
+	__be32 vni; /* in the upper 24 bits */
+	struct ethhdr eth;
+} __attribute__((packed));
+
+/* Linux 6.3; Debian 12's headers are older. */
+#define ROOM_DECAP_IPV4 (1ULL << 7)
+#define ROOM_DECAP_IPV6 (1ULL << 8)
+
+_Static_assert(sizeof(struct iphdr) + sizeof(struct overlay_tail) == OVERLAY_ROOM4, "room of an IPv4 tunnel");
+_Static_assert(sizeof(struct ipv6hdr) + sizeof(struct overlay_tail) == OVERLAY_ROOM6, "room of an IPv6 tunnel");
+
+/* First word of the header. Geneve (RFC 8926): version 0, no options, Ethernet inside. VXLAN (RFC 7348): identifier valid. */
+static __always_inline __be32 overlay_word(const struct settings *s)
+{
+	return s->tunnel == TUNNEL_GENEVE ? bpf_htonl(0x6558) : bpf_htonl(0x08000000);
+}
+
+/* Who may send and be sent to by tunnel: label sets, nodes and their health endpoints. Never the numbers that mean
+ * something on one node only, and never a number that is reserved in every cluster.
+ */
+static __always_inline bool overlay_identity(__u32 id)
+{
+	if (id == IDENTITY_REMOTE_NODE || id == IDENTITY_HEALTH)
+		return true;
+	return id < IDENTITY_LIMIT && (id & 0xffff) >= IDENTITY_FIRST;
+}
+
+/* Is the packet for an address behind another node? */
+static __always_inline bool overlay_target(const struct settings *s, const struct packet *p)
+{
+	return s->tunnel && overlay_identity(p->dst_identity);
+}
+
+static __always_inline const struct peer *overlay_peer(const struct addr *a)
+{
+	const struct peer *peer = bpf_map_lookup_elem(&peers, a);
+	struct prefix_key key;
+
+	if (peer)
+		return peer;
+	key.prefixlen = 128;
+	addr_copy(&key.addr, a);
+	return bpf_map_lookup_elem(&prefixes, &key);
+}
+
+/* Too long for the way: answered where an answer is allowed (RFC 1122 3.2.2, RFC 4443 2.4) and there is enough to quote. */
+static __always_inline enum verdict overlay_refuse(struct packet *p, __u32 len, __u32 mtu)
+{
+	p->action = ACTION_DENY;
+	if (p->flags & (PF_ERROR | PF_LATER) || len < (p->flags & PF_V4 ? OVERLAY_QUOTE4 : OVERLAY_QUOTE6))
+		return drop(p, DROP_TOO_BIG);
+	p->reason = DROP_TOO_BIG;
+	p->mtu = mtu;
+	if (!(p->flags & PF_V4) && mtu < 1280)
+		p->mtu = 1280; /* RFC 8200 5: no link says less */
+	return V_TOO_BIG;
+}
+
+/* The way to the node behind which the destination is; len: of the longest piece, without Ethernet. The kernel's routes
+ * and neighbours are asked, and once a second the kernel sends the packet itself, or it would forget that the neighbour
+ * is in use and never look again whether it still has its MAC.
+ */
+static __noinline enum verdict overlay_route(struct __sk_buff *ctx, struct packet *p, __u32 len)
+{
+	const struct settings *s = settings_get();
+	struct bpf_fib_lookup fib = {};
+	const struct addr *from;
+	const struct peer *to;
+	struct node *node;
+	__u32 room, mtu;
+	long rc;
+
+	if (!s)
+		return drop(p, DROP_INTERNAL);
+	to = overlay_peer(&p->dst);
+	if (!to || addr_zero(&to->node))
+		return drop(p, DROP_NO_TUNNEL_ENDPOINT);
+	addr_copy(&p->outer, &to->node);
+	node = bpf_map_lookup_elem(&nodes, &p->outer);
+	from = addr_mapped(&p->outer) ? &s->underlay4 : &s->underlay6;
+	if (!node || addr_zero(from))
+		return drop(p, DROP_NO_TUNNEL_ENDPOINT);
+	p->vni = p->src_identity == IDENTITY_HOST ? IDENTITY_REMOTE_NODE : p->src_identity;
+	if (!overlay_identity(p->vni))
+		return drop(p, DROP_INVALID_IDENTITY);
+	p->outer_sport = bpf_htons(0xc000 | (bpf_get_hash_recalc(ctx) & 0x3fff));
+	fib.l4_protocol = IPPROTO_UDP;
+	fib.sport = p->outer_sport;
+	fib.dport = s->tunnel_port;
+	fib.ifindex = p->ifindex;
+	if (addr_mapped(&p->outer)) {
+		room = OVERLAY_ROOM4;
+		fib.family = 2; /* AF_INET */
+		fib.ipv4_src = from->w[3];
+		fib.ipv4_dst = p->outer.w[3];
+	} else {
+		room = OVERLAY_ROOM6;
+		fib.family = 10; /* AF_INET6 */
+		__builtin_memcpy(fib.ipv6_src, from, sizeof(fib.ipv6_src));
+		__builtin_memcpy(fib.ipv6_dst, &p->outer, sizeof(fib.ipv6_dst));
+	}
+	len &= 0xffff;
+	mtu = node->mtu && node->mtu_until > p->now ? node->mtu : 0xffff;
+	if (len + room > mtu || ctx->len + room > 0xffff + ETH_HLEN)
+		return overlay_refuse(p, len, mtu - room);
+	fib.tot_len = len + room;
+	rc = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+	if (rc < 0)
+		return drop(p, DROP_INTERNAL);
+	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return overlay_refuse(p, len, fib.mtu_result > room ? fib.mtu_result - room : 0);
+	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return drop(p, DROP_FIB);
+	p->out_ifindex = fib.ifindex;
+	p->hop_known = rc == BPF_FIB_LKUP_RET_SUCCESS;
+	if (node->resolved + OVERLAY_REFRESH < p->now) {
+		node->resolved = p->now;
+		p->hop_known = 0;
+	}
+	mac_copy(p->hop_dmac, fib.dmac);
+	mac_copy(p->hop_smac, fib.smac);
+	return V_TUNNEL;
+}
+
+/* By the kernel's own device: it makes the frame from what the packet carries along. */
+static __noinline int overlay_send_kernel(struct __sk_buff *ctx, struct packet *p, __u32 device)
+{
+	struct bpf_tunnel_key key = {};
+	__u64 flags = BPF_F_ZERO_CSUM_TX | BPF_F_DONT_FRAGMENT;
+
+	key.tunnel_id = p->vni;
+	key.tunnel_ttl = 64;
+	if (addr_mapped(&p->outer)) {
+		key.remote_ipv4 = bpf_ntohl(p->outer.w[3]);
+	} else {
+		__builtin_memcpy(key.remote_ipv6, &p->outer, sizeof(key.remote_ipv6));
+		flags |= BPF_F_TUNINFO_IPV6;
+	}
+	if (bpf_skb_set_tunnel_key(ctx, &key, sizeof(key), flags))
+		return -1;
+	return bpf_redirect(device, 0);
+}
+
+/* Frames the packet and sends it where overlay_route found. What the outer packet says of itself is the same for all:
+ * no fragmentation, no class of service, no checksum where IPv6 lets a tunnel do without (RFC 6935). -1: it cannot be framed.
+ */
+static __noinline int overlay_send(struct __sk_buff *ctx, struct packet *p)
+{
+	const struct settings *s = settings_get();
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
+		      BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN);
+	__u32 len = ctx->len - ETH_HLEN;
+	struct overlay_tail *tail;
+	void *data, *end;
+	struct ethhdr *eth;
+	long rc;
+
+	if (!s)
+		return -1;
+	ctx->mark = OVERLAY_MARK;
+	if (s->tunnel_ifindex)
+		return overlay_send_kernel(ctx, p, s->tunnel_ifindex);
+	if (addr_mapped(&p->outer))
+		rc = bpf_skb_adjust_room(ctx, OVERLAY_ROOM4, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4);
+	else
+		rc = bpf_skb_adjust_room(ctx, OVERLAY_ROOM6, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6);
+	/* The shorter header with the shortest packet behind it is as long as the longer header. */
+	if (rc || !packet_bytes(ctx, ETH_HLEN + OVERLAY_ROOM6, &data, &end))
+		return -1;
+	eth = data;
+	mac_copy(eth->h_dest, p->hop_dmac);
+	mac_copy(eth->h_source, p->hop_smac);
+	if (addr_mapped(&p->outer)) {
+		struct iphdr *ip = data + ETH_HLEN;
+		__u64 sum = 0;
+
+		eth->h_proto = bpf_htons(ETH_P_IP);
+		*(__be16 *)ip = bpf_htons(0x4500);
+		ip->tot_len = bpf_htons(len + OVERLAY_ROOM4);
+		ip->id = 0; /* RFC 6864 4.1 */
+		ip->frag_off = bpf_htons(0x4000);
+		ip->ttl = 64;
+		ip->protocol = IPPROTO_UDP;
+		ip->check = 0;
+		ip->saddr = s->underlay4.w[3];
+		ip->daddr = p->outer.w[3];
+		for (int i = 0; i < 5; i++)
+			sum += ((__u32 *)ip)[i];
+		ip->check = csum_fold(sum);
+		tail = (void *)(ip + 1);
+		tail->udp.len = bpf_htons(len + sizeof(*tail));
+	} else {
+		struct ipv6hdr *ip = data + ETH_HLEN;
+
+		eth->h_proto = bpf_htons(ETH_P_IPV6);
+		*(__be32 *)ip = bpf_htonl(0x60000000);
+		ip->payload_len = bpf_htons(len + sizeof(*tail));
+		ip->nexthdr = IPPROTO_UDP;
+		ip->hop_limit = 64;
+		__builtin_memcpy(&ip->saddr, &s->underlay6, sizeof(ip->saddr));
+		__builtin_memcpy(&ip->daddr, &p->outer, sizeof(ip->daddr));
+		tail = (void *)(ip + 1);
+		tail->udp.len = ip->payload_len;
+	}
+	tail->udp.source = p->outer_sport;
+	tail->udp.dest = s->tunnel_port;
+	tail->udp.check = 0;
+	tail->word = overlay_word(s);
+	tail->vni = bpf_htonl(p->vni << 8);
+	mac_copy(tail->eth.h_dest, s->gateway_mac);
+	mac_copy(tail->eth.h_source, s->gateway_mac);
+	tail->eth.h_proto = p->ethertype;
+	if (p->hop_known)
+		return bpf_redirect(p->out_ifindex, 0);
+	return bpf_redirect_neigh(p->out_ifindex, NULL, 0, 0);
+}
+
+/* Ethernet of an answer that goes back to where the packet came from. */
+static __always_inline void overlay_turn(const struct settings *s, struct ethhdr *eth)
+{
+	mac_copy(eth->h_dest, eth->h_source);
+	mac_copy(eth->h_source, s->gateway_mac);
+}
+
+static __always_inline int overlay_too_big4(struct __sk_buff *ctx, struct packet *p, const struct settings *s)
+{
+	struct {
+		struct iphdr ip;
+		struct icmp icmp;
+	} *h;
+	void *data, *end;
+	__u64 sum = 0;
+	__s64 quoted;
+
+	if (bpf_skb_change_tail(ctx, ETH_HLEN + OVERLAY_QUOTE4, 0) ||
+	    bpf_skb_adjust_room(ctx, sizeof(*h), BPF_ADJ_ROOM_MAC, 0) ||
+	    !packet_bytes(ctx, ETH_HLEN + sizeof(*h) + OVERLAY_QUOTE4, &data, &end))
+		return -1;
+	overlay_turn(s, data);
+	h = data + ETH_HLEN;
+	__builtin_memset(h, 0, sizeof(*h));
+	*(__be16 *)&h->ip = bpf_htons(0x4500);
+	h->ip.tot_len = bpf_htons(sizeof(*h) + OVERLAY_QUOTE4);
+	h->ip.ttl = 64;
+	h->ip.protocol = IPPROTO_ICMP;
+	h->ip.saddr = p->point == POINT_FROM_ENDPOINT && s->router4.w[3] ? s->router4.w[3] : p->dst.w[3];
+	h->ip.daddr = p->src.w[3];
+	for (int i = 0; i < 5; i++)
+		sum += ((__u32 *)&h->ip)[i];
+	h->ip.check = csum_fold(sum);
+	h->icmp.type = ICMP_DEST_UNREACH;
+	h->icmp.code = ICMP_FRAG_NEEDED;
+	h->icmp.seq = bpf_htons(p->mtu);
+	quoted = bpf_csum_diff(0, 0, (__be32 *)&h->icmp, sizeof(h->icmp), 0);
+	quoted = bpf_csum_diff(0, 0, data + ETH_HLEN + sizeof(*h), OVERLAY_QUOTE4, quoted);
+	h->icmp.csum = csum_fold(quoted);
+	return 0;
+}
+
+static __always_inline int overlay_too_big6(struct __sk_buff *ctx, struct packet *p, const struct settings *s)
+{
+	struct {
+		struct ipv6hdr ip;
+		struct icmp icmp;
+	} *h;
+	__be32 pseudo[2] = {bpf_htonl(sizeof(h->icmp) + OVERLAY_QUOTE6), bpf_htonl(IPPROTO_ICMPV6)};
+	void *data, *end;
+	__s64 sum;
+
+	if (bpf_skb_change_tail(ctx, ETH_HLEN + OVERLAY_QUOTE6, 0) ||
+	    bpf_skb_adjust_room(ctx, sizeof(*h), BPF_ADJ_ROOM_MAC, 0) ||
+	    !packet_bytes(ctx, ETH_HLEN + sizeof(*h) + OVERLAY_QUOTE6, &data, &end))
+		return -1;
+	overlay_turn(s, data);
+	h = data + ETH_HLEN;
+	__builtin_memset(h, 0, sizeof(*h));
+	*(__be32 *)&h->ip = bpf_htonl(0x60000000);
+	h->ip.payload_len = bpf_htons(sizeof(h->icmp) + OVERLAY_QUOTE6);
+	h->ip.nexthdr = IPPROTO_ICMPV6;
+	h->ip.hop_limit = 64;
+	if (p->point == POINT_FROM_ENDPOINT && !addr_zero(&s->router6))
+		__builtin_memcpy(&h->ip.saddr, &s->router6, sizeof(h->ip.saddr));
+	else
+		__builtin_memcpy(&h->ip.saddr, &p->dst, sizeof(h->ip.saddr));
+	__builtin_memcpy(&h->ip.daddr, &p->src, sizeof(h->ip.daddr));
+	h->icmp.type = ICMPV6_PKT_TOOBIG;
+	h->icmp.seq = bpf_htons(p->mtu); /* lower half of the MTU's word */
+	sum = bpf_csum_diff(0, 0, (__be32 *)&h->ip.saddr, 32, 0);
+	sum = bpf_csum_diff(0, 0, pseudo, sizeof(pseudo), sum);
+	sum = bpf_csum_diff(0, 0, (__be32 *)&h->icmp, sizeof(h->icmp) + 504, sum); /* the helper takes 512 at a time */
+	sum = bpf_csum_diff(0, 0, data + ETH_HLEN + sizeof(*h) + 504, 512, sum);
+	sum = bpf_csum_diff(0, 0, data + ETH_HLEN + sizeof(*h) + 1016, OVERLAY_QUOTE6 - 1016, sum);
+	h->icmp.csum = csum_fold(sum);
+	return 0;
+}
+
+/* Tells the sender what the way takes. Of a pod's packets the node says so, as its router; to the node's own stack it
+ * comes from the other end, for the stack takes no packet from its own addresses. -1: there is no answer.
+ */
+static __noinline int overlay_too_big(struct __sk_buff *ctx, struct packet *p)
+{
+	const struct settings *s = settings_get();
+
+	if (!s || (p->flags & PF_V4 ? overlay_too_big4(ctx, p, s) : overlay_too_big6(ctx, p, s)))
+		return -1;
+	if (p->point == POINT_FROM_ENDPOINT)
+		return bpf_redirect(p->ifindex, 0);
+	return bpf_redirect(s->host_ifindex, BPF_F_INGRESS);
+}
+
+/* IPv6: UDP, the first piece of UDP, or ICMP. */
+static __noinline __u32 overlay_match6(struct __sk_buff *ctx, struct packet *p, __be16 port)
+{
+	struct {
+		struct ipv6hdr ip;
+		__u8 next[8]; /* UDP, or the fragment header in front of it */
+		struct udphdr udp;
+	} *h;
+	void *data, *end;
+	bool piece;
+
+	if (!packet_bytes(ctx, ETH_HLEN + sizeof(*h), &data, &end))
+		return 0;
+	h = data + ETH_HLEN;
+	addr_v6(&p->src, &h->ip.saddr);
+	addr_v6(&p->dst, &h->ip.daddr);
+	if (h->ip.nexthdr == IPPROTO_ICMPV6)
+		return OVERLAY_ICMP;
+	piece = h->ip.nexthdr == IPPROTO_FRAGMENT && h->next[0] == IPPROTO_UDP && !h->next[2] && !(h->next[3] & 0xf8);
+	if (piece)
+		return h->udp.dest == port ? OVERLAY_FRAGMENT : 0;
+	return h->ip.nexthdr == IPPROTO_UDP && *(__be16 *)&h->next[2] == port ? OVERLAY_ROOM6 : 0;
+}
+
+/* Is it a datagram to the tunnel port, as tunnels send it? Then the length of its headers, and its ends are known.
+ * With options, extension headers or as a later fragment it is none, and nobody unpacks it.
+ */
+static __noinline __u32 overlay_match(struct __sk_buff *ctx, struct packet *p)
+{
+	const struct settings *s = settings_get();
+	void *data, *end;
+	__be16 type;
+	struct {
+		struct iphdr ip;
+		struct udphdr udp;
+	} *h;
+
+	if (!s || !s->tunnel || !packet_bytes(ctx, ETH_HLEN + sizeof(*h), &data, &end))
+		return 0;
+	type = ((struct ethhdr *)data)->h_proto;
+	p->proto = IPPROTO_UDP;
+	p->flags = PF_L3;
+	if (type == bpf_htons(ETH_P_IPV6))
+		return overlay_match6(ctx, p, s->tunnel_port);
+	h = data + ETH_HLEN;
+	if (type != bpf_htons(ETH_P_IP) || h->ip.version != 4 || h->ip.ihl != 5 || h->ip.frag_off & bpf_htons(0x1fff))
+		return 0;
+	p->flags |= PF_V4;
+	addr_v4(&p->src, h->ip.saddr);
+	addr_v4(&p->dst, h->ip.daddr);
+	if (h->ip.protocol == IPPROTO_ICMP)
+		return OVERLAY_ICMP;
+	if (h->ip.protocol != IPPROTO_UDP || h->udp.dest != s->tunnel_port)
+		return 0;
+	return h->ip.frag_off & bpf_htons(0x2000) ? OVERLAY_FRAGMENT : OVERLAY_ROOM4;
+}
+
+/* A router on the way says how much it takes of what we tunnel. It is believed for ten minutes, about a known node, and
+ * nothing that would stop the tunnel.
+ */
+static __noinline void overlay_learn(struct __sk_buff *ctx, struct packet *p)
+{
+	const struct settings *s = settings_get();
+	struct addr from, to;
+	struct node *node;
+	__be16 port;
+	__u32 mtu;
+
+	if (!s)
+		return;
+	if (p->flags & PF_V4) {
+		struct {
+			struct icmp icmp;
+			struct iphdr about;
+			struct udphdr udp;
+		} h;
+
+		if (bpf_skb_load_bytes(ctx, ETH_HLEN + sizeof(struct iphdr), &h, sizeof(h)) ||
+		    h.icmp.type != ICMP_DEST_UNREACH || h.icmp.code != ICMP_FRAG_NEEDED || h.about.ihl != 5 ||
+		    h.about.protocol != IPPROTO_UDP)
+			return;
+		mtu = bpf_ntohs(h.icmp.seq);
+		addr_v4(&from, h.about.saddr);
+		addr_v4(&to, h.about.daddr);
+		port = h.udp.dest;
+		if (mtu < 576 || !addr_equal(&from, &s->underlay4))
+			return;
+	} else {
+		struct {
+			struct icmp icmp;
+			struct ipv6hdr about;
+			struct udphdr udp;
+		} h;
+
+		if (bpf_skb_load_bytes(ctx, ETH_HLEN + sizeof(struct ipv6hdr), &h, sizeof(h)) ||
+		    h.icmp.type != ICMPV6_PKT_TOOBIG || h.icmp.code || h.icmp.id || h.about.nexthdr != IPPROTO_UDP)
+			return;
+		mtu = bpf_ntohs(h.icmp.seq); /* lower half of the MTU's word */
+		addr_v6(&from, &h.about.saddr);
+		addr_v6(&to, &h.about.daddr);
+		port = h.udp.dest;
+		if (mtu < 1280 || !addr_equal(&from, &s->underlay6))
+			return;
+	}
+	node = port == s->tunnel_port && addr_equal(&from, &p->dst) ? bpf_map_lookup_elem(&nodes, &to) : NULL;
+	if (!node || (node->mtu && node->mtu_until > p->now && node->mtu <= mtu))
+		return;
+	node->mtu = mtu;
+	node->mtu_until = p->now + OVERLAY_MTU_LIFE;
+}
+
+/* Takes the outer headers off; the packet is then as its sender's stack made it. */
+static __noinline enum verdict overlay_strip(struct __sk_buff *ctx, struct packet *p, __u32 room, __be16 type)
+{
+	bool v4 = type == bpf_htons(ETH_P_IP);
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+	void *data, *end;
+	long rc;
+
+	p->foreign = v4 != (room == OVERLAY_ROOM4);
+	/* Linux before 6.3 wants 40 bytes behind the headers of an IPv6 tunnel, though IPv4 has 20. */
+	if (p->foreign && v4 && ctx->len < ETH_HLEN + OVERLAY_ROOM6 + 40 &&
+	    bpf_skb_change_tail(ctx, ETH_HLEN + OVERLAY_ROOM6 + 40, 0))
+		return drop(p, DROP_INTERNAL);
+	if (p->foreign) {
+		__u64 to = v4 ? ROOM_DECAP_IPV4 : ROOM_DECAP_IPV6;
+
+		if (room == OVERLAY_ROOM4)
+			rc = bpf_skb_adjust_room(ctx, -OVERLAY_ROOM4, BPF_ADJ_ROOM_MAC, flags | to);
+		else
+			rc = bpf_skb_adjust_room(ctx, -OVERLAY_ROOM6, BPF_ADJ_ROOM_MAC, flags | to);
+		if (!rc)
+			p->foreign = 0;
+	} else {
+		rc = -1;
+	}
+	if (rc && room == OVERLAY_ROOM4)
+		rc = bpf_skb_adjust_room(ctx, -OVERLAY_ROOM4, BPF_ADJ_ROOM_MAC, flags);
+	else if (rc)
+		rc = bpf_skb_adjust_room(ctx, -OVERLAY_ROOM6, BPF_ADJ_ROOM_MAC, flags);
+	if (rc || !packet_bytes(ctx, ETH_HLEN, &data, &end))
+		return drop(p, DROP_TUNNEL_KEY);
+	((struct ethhdr *)data)->h_proto = type;
+	return NEXT;
+}
+
+/* From the kernel's own device: the outer packet is gone, what it said has come along. */
+static __noinline enum verdict overlay_receive_kernel(struct __sk_buff *ctx, struct packet *p)
+{
+	struct bpf_tunnel_key key = {};
+
+	if (!bpf_skb_get_tunnel_key(ctx, &key, sizeof(key), 0)) {
+		addr_v4(&p->outer, bpf_htonl(key.remote_ipv4));
+	} else if (!bpf_skb_get_tunnel_key(ctx, &key, sizeof(key), BPF_F_TUNINFO_IPV6)) {
+		addr_v6(&p->outer, key.remote_ipv6);
+	} else {
+		return drop(p, DROP_TUNNEL_KEY);
+	}
+	p->vni = key.tunnel_id;
+	bpf_skb_change_type(ctx, PACKET_HOST);
+	return NEXT;
+}
+
+/* What a node tunnels to us: the outer packet is checked and taken off. NEXT with p->point changed, or untouched when the
+ * packet is none of a tunnel.
+ */
+static __noinline enum verdict overlay_receive(struct __sk_buff *ctx, struct packet *p)
+{
+	const struct settings *s = settings_get();
+	struct overlay_tail *tail;
+	void *data, *end;
+	__u32 room = 0, len;
+	__be16 type = 0;
+	enum verdict v;
+
+	if (!s || !s->tunnel)
+		return NEXT;
+	if (s->tunnel_ifindex) {
+		if (p->ifindex != s->tunnel_ifindex)
+			return NEXT; /* the kernel's device hears it */
+		v = overlay_receive_kernel(ctx, p);
+		if (v != NEXT)
+			return v;
+	} else {
+		if (ctx->pkt_type != PACKET_HOST)
+			return NEXT;
+		room = overlay_match(ctx, p);
+		if (room == OVERLAY_ICMP)
+			overlay_learn(ctx, p);
+		if (room <= OVERLAY_ICMP && room != OVERLAY_FRAGMENT)
+			goto none;
+		if (!addr_equal(&p->dst, p->flags & PF_V4 ? &s->underlay4 : &s->underlay6))
+			goto none;
+		if (room == OVERLAY_FRAGMENT)
+			return drop(p, DROP_TUNNEL_FRAGMENT);
+		addr_copy(&p->outer, &p->src);
+	}
+	if (!bpf_map_lookup_elem(&nodes, &p->outer))
+		return drop(p, DROP_UNKNOWN_SENDER);
+	if (room) {
+		if (!packet_bytes(ctx, ETH_HLEN + OVERLAY_ROOM6, &data, &end))
+			return drop(p, DROP_TUNNEL_KEY);
+		tail = p->flags & PF_V4 ? data + ETH_HLEN + sizeof(struct iphdr)
+					: data + ETH_HLEN + sizeof(struct ipv6hdr);
+		len = bpf_ntohs(tail->udp.len);
+		type = tail->eth.h_proto;
+		if (tail->word != overlay_word(s) || len < sizeof(*tail) + sizeof(struct iphdr) ||
+		    len + room - sizeof(*tail) + ETH_HLEN > ctx->len ||
+		    (type != bpf_htons(ETH_P_IP) && type != bpf_htons(ETH_P_IPV6)))
+			return drop(p, DROP_TUNNEL_KEY);
+		p->vni = bpf_ntohl(tail->vni) >> 8;
+	}
+	if (!p->vni || (p->vni >= 1 << 16 && (p->vni & 0xffff) < IDENTITY_FIRST))
+		return drop(p, DROP_INVALID_VNI);
+	if (!overlay_identity(p->vni))
+		return drop(p, DROP_INVALID_IDENTITY);
+	if (room) {
+		v = overlay_strip(ctx, p, room, type);
+		if (v != NEXT)
+			return v;
+	}
+	p->len = ctx->len;
+	p->point = POINT_FROM_OVERLAY;
+none:
+	p->flags = 0;
+	return NEXT;
+}
+
+/* Are both underlay addresses of one node? */
+static __always_inline bool overlay_same_node(const struct addr *a, const struct addr *b)
+{
+	const struct node *x, *y;
+
+	if (addr_equal(a, b))
+		return true;
+	x = bpf_map_lookup_elem(&nodes, a);
+	y = bpf_map_lookup_elem(&nodes, b);
+	return x && y && x->id == y->id;
+}
+
+/* The inner packet: its source must be behind the node that sent it and have the identity that the node says, its
+ * destination must be here.
+ */
+static __noinline enum verdict overlay_check(struct packet *p)
+{
+	const struct peer *from = overlay_peer(&p->src), *to;
+
+	if (!from || from->flags & (PEER_LOCAL | PEER_HOST) ||
+	    (from->flags & (PEER_NO_OWNER | PEER_REMOTE)) == PEER_NO_OWNER)
+		return drop(p, from ? DROP_TUNNEL_LOCAL : DROP_TUNNEL_SOURCE);
+	if (!(from->flags & PEER_REMOTE) || !overlay_same_node(&p->outer, &from->node))
+		return drop(p, DROP_TUNNEL_SOURCE);
+	p->src_identity = p->vni;
+	if (from->flags & PEER_NO_OWNER)
+		return drop(p, DROP_TUNNEL_UNANNOUNCED);
+	if (from->identity != p->vni)
+		return drop(p, DROP_TUNNEL_IDENTITY);
+	to = bpf_map_lookup_elem(&peers, &p->dst);
+	return to && to->flags & (PEER_LOCAL | PEER_HOST) ? NEXT : drop(p, DROP_UNKNOWN_L3_TARGET);
+}
+
+/* Does somebody else on this node send to a node's tunnel port? It would speak with the node's address, and so for all that
+ * is behind the node.
+ */
+static __always_inline bool overlay_forged(struct __sk_buff *ctx, struct packet *p)
+{
+	__u32 room = overlay_match(ctx, p);
+
+	return room && room != OVERLAY_ICMP && bpf_map_lookup_elem(&nodes, &p->dst);
+}
+
+/* A pod that sends to the tunnel port, of a node or of whoever may be one, leaves the node under the node's address. */
+static __always_inline bool overlay_port(const struct settings *s, const struct packet *p)
+{
+	return s->tunnel && p->proto == IPPROTO_UDP && p->dport == s->tunnel_port;
+}
