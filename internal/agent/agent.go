@@ -50,6 +50,7 @@ type agent struct {
 	started time.Time
 
 	db         *state.DB
+	ranges     *ranges // nil when they are settings
 	addresses  *ipam.IPAM
 	store      *kvstore.Client
 	identities *identity.Allocator
@@ -105,6 +106,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	run.atEnd("store client", a.store.Close)
+	if cfg.ClusterPool {
+		if err := a.awaitRanges(ctx, room("ipam"), &cfg); err != nil {
+			return err
+		}
+		run.start("ranges", a.ranges.Run)
+	}
 
 	// the deciders
 	a.db = state.New()

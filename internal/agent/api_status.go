@@ -74,6 +74,9 @@ func (a *api) Status(context.Context, *agentv1.StatusRequest) (*agentv1.StatusRe
 	add("events", stateOK, fmt.Sprintf("%d seen, %d lost in the kernel, %d lost by slow readers", counts.Seen, counts.LostKernel, counts.LostReaders))
 
 	resp.Alarms = slices.Concat(kernel, rules, own)
+	if alarm := a.ranges.Alarm(); alarm != "" {
+		resp.Alarms = append(resp.Alarms, alarm)
+	}
 	for name, share := range a.datapath.MapPressure() {
 		if share >= 0.9 {
 			resp.Alarms = append(resp.Alarms, fmt.Sprintf("map %s is %.0f %% full", name, share*100))

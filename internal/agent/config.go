@@ -34,7 +34,9 @@ type Config struct {
 	RunDir                 string // sockets and locks; empty after a boot
 	StateDir               string // endpoints, policies, the embedded store
 	BPFRoot                string
-	IPv4Range, IPv6Range   netip.Prefix // zero when the family is off
+	IPv4, IPv6             bool         // families that pods have
+	ClusterPool            bool         // porin-operator gives the node its ranges
+	IPv4Range, IPv6Range   netip.Prefix // zero when the family is off, or before the operator gave one
 	Devices                []string
 	MTU                    int
 	Masquerade             bool
@@ -85,6 +87,7 @@ func flags() *pflag.FlagSet {
 	f.String("bpf-root", "/sys/fs/bpf", "where bpffs is, or is to be mounted")
 	f.Bool("enable-ipv4", true, "give pods IPv4 addresses")
 	f.Bool("enable-ipv6", true, "give pods IPv6 addresses")
+	f.String("ipam", ipamStatic, "where the node's ranges are from: static (the settings below) or cluster-pool (porin-operator gives them)")
 	f.String("ipv4-range", "10.217.0.0/24", "IPv4 addresses of this node's pods")
 	f.String("ipv6-range", "fd00:d9:0:0::/64", "IPv6 addresses of this node's pods")
 	f.StringSlice("devices", nil, "uplinks (default: devices with a default route)")
@@ -291,11 +294,16 @@ func build(fs *pflag.FlagSet) (Config, error) {
 	}
 	c.StateDir = b.check("state-dir", filepath.IsAbs, "an absolute path is wanted")
 	c.BPFRoot = b.check("bpf-root", filepath.IsAbs, "an absolute path is wanted")
-	if b.bool("enable-ipv4") {
+	c.IPv4, c.IPv6 = b.bool("enable-ipv4"), b.bool("enable-ipv6")
+	c.ClusterPool = b.check("ipam", func(s string) bool { return s == ipamStatic || s == ipamClusterPool }, "static or cluster-pool is wanted") == ipamClusterPool
+	if c.IPv4 && !c.ClusterPool {
 		c.IPv4Range = b.ranged("ipv4-range", true)
 	}
-	if b.bool("enable-ipv6") {
+	if c.IPv6 && !c.ClusterPool {
 		c.IPv6Range = b.ranged("ipv6-range", false)
+	}
+	if c.ClusterPool && c.values["kvstore"] == embedded {
+		b.fail("ipam", "cluster-pool needs the cluster's store: set kvstore to its endpoints, the same that porin-operator has")
 	}
 	if !b.bool("enable-ipv4") && !b.bool("enable-ipv6") {
 		b.fail("enable-ipv6", "one family at least must be on: set enable-ipv4 or enable-ipv6 to true")
@@ -307,7 +315,7 @@ func build(fs *pflag.FlagSet) (Config, error) {
 		c.Devices = append(c.Devices, d)
 	}
 	c.MTU, _ = strconv.Atoi(c.values["mtu"])
-	if least := map[bool]int{true: 1280, false: 576}[c.IPv6Range.IsValid()]; c.MTU != 0 && (c.MTU < least || c.MTU > 65535) {
+	if least := map[bool]int{true: 1280, false: 576}[c.IPv6]; c.MTU != 0 && (c.MTU < least || c.MTU > 65535) {
 		b.fail("mtu", fmt.Sprintf("%d: 0 or %d to 65535 is wanted", c.MTU, least))
 	}
 	c.Masquerade = b.bool("enable-masquerade")
