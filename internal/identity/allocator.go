@@ -36,6 +36,12 @@ type Config struct {
 	Rest      time.Duration    // how long a freed local number is not given out again (default 10 min)
 	LastLocal ID               // highest node-local number (default MaxLocal)
 	Now       func() time.Time // default time.Now
+	ClusterID uint8            // of this node's cluster, in its numbers
+	// Withdraw is called before a number comes to mean other labels. When it returns without an error no address of another
+	// node has the number in the kernel. No lock is held.
+	Withdraw func(id ID) error
+	// Told is called when the labels of a number of another node are known, or known anew. It must not block.
+	Told func(id ID)
 	// Conflict is called when the store says that a number this node uses means another label set, or that a label
 	// set it uses has another number. Whoever uses the number must ask for one anew. It must not block.
 	Conflict func(id ID, ls labels.Labels)
@@ -59,6 +65,7 @@ type Allocator struct {
 	cluster map[ID]string            // mu: what the store says, for numbers of every node
 	flights map[string]chan struct{} // mu: label sets that are being asked for or given back
 	cidrs   cidrs                    // mu
+	holds   holds                    // mu
 }
 
 // claim is a cluster-wide number in use on this node.
@@ -95,6 +102,7 @@ func New(log *slog.Logger, cfg Config, store Store, table *state.Table[Identity]
 		byKey: make(map[string]*claim), byID: make(map[ID]*claim), cluster: make(map[ID]string),
 		flights: make(map[string]chan struct{}),
 		cidrs:   newCIDRs(cfg.LastLocal),
+		holds:   newHolds(),
 	}
 	table.Update(Reserved())
 	return a
@@ -142,9 +150,14 @@ func (a *Allocator) Allocate(ctx context.Context, ls labels.Labels) (Identity, e
 	if err != nil {
 		return Identity{}, fmt.Errorf("identity for %s: %w", ls, err)
 	}
-	if err := checkCluster(id); err != nil {
+	if err := checkCluster(id, a.cfg.ClusterID); err != nil {
 		return Identity{}, fmt.Errorf("identity for %s: the store gave %d: %w", ls, id, err)
 	}
+	done, err := a.prepare(id, ls)
+	if err != nil {
+		return Identity{}, fmt.Errorf("identity for %s: %w", ls, err)
+	}
+	defer done()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if other := a.byID[id]; other != nil {
@@ -226,7 +239,7 @@ func (a *Allocator) Release(_ context.Context, id ID) error {
 
 // forget takes the row away unless another node uses the number. The lock is held.
 func (a *Allocator) forget(id ID) {
-	if _, elsewhere := a.cluster[id]; !elsewhere {
+	if _, elsewhere := a.cluster[id]; !elsewhere && a.holds.count[id] == 0 {
 		a.table.Delete(tableKey(id))
 	}
 }
@@ -238,7 +251,7 @@ func (a *Allocator) Restore(id ID, ls labels.Labels) error {
 	if r, ok := reserved(ls); ok && r.ID == id {
 		return nil
 	}
-	if err := errors.Join(checkLabels(ls), checkCluster(id)); err != nil {
+	if err := errors.Join(checkLabels(ls), checkCluster(id, a.cfg.ClusterID)); err != nil {
 		return fmt.Errorf("restore identity %d of %s: %w", uint32(id), ls, err)
 	}
 	key := ls.Key()
@@ -279,6 +292,7 @@ func (a *Allocator) Sweep(ctx context.Context) error {
 	}
 	a.mu.Unlock()
 	slices.Sort(idle)
+	a.again()
 	for _, key := range idle {
 		if err := a.sweep(ctx, key); err != nil {
 			return err
@@ -321,10 +335,15 @@ func (a *Allocator) sweep(ctx context.Context, key string) error {
 }
 
 // heard takes in what the store says. What cannot be true is refused: other nodes are believed about their own
-// workloads' labels, not about reserved or node-local numbers.
+// workloads' labels, not about reserved or node-local numbers, nor about those of another cluster.
 func (a *Allocator) heard(upsert bool, id ID, key string) {
-	if err := checkCluster(id); err != nil {
+	a.hear(origin{id: a.cfg.ClusterID}, upsert, id, key)
+}
+
+func (a *Allocator) hear(from origin, upsert bool, id ID, key string) {
+	if err := checkCluster(id, from.id); err != nil {
 		a.log.Warn("identity from the store refused", "id", uint32(id), "err", err)
+		a.refuse()
 		return
 	}
 	if !upsert {
@@ -333,12 +352,20 @@ func (a *Allocator) heard(upsert bool, id ID, key string) {
 	}
 	ls, err := labels.ParseKey(key)
 	if err == nil {
-		err = checkLabels(ls)
+		err = errors.Join(checkLabels(ls), from.check(ls))
 	}
 	if err != nil {
 		a.log.Warn("identity from the store refused", "id", uint32(id), "err", err)
+		a.refuse()
 		return
 	}
+	done, err := a.prepare(id, ls)
+	if err != nil {
+		a.log.Warn("identity means other labels by now and is still in use for the former ones; tried again later", "id", uint32(id), "err", err)
+		a.postpone(from, id, key)
+		return
+	}
+	defer done()
 	a.mu.Lock()
 	a.cluster[id] = key
 	var wrong []Identity
@@ -370,7 +397,10 @@ func (a *Allocator) vanished(id ID) {
 	delete(a.cluster, id)
 	c := a.byID[id]
 	if c == nil {
-		a.table.Delete(tableKey(id))
+		delete(a.holds.postponed, id)
+		if a.holds.count[id] == 0 { // else LetGo does it
+			a.table.Delete(tableKey(id))
+		}
 		a.mu.Unlock()
 		return
 	}
@@ -413,10 +443,11 @@ func checkLabels(ls labels.Labels) error {
 	return nil
 }
 
-// checkCluster tells whether id can be a cluster-wide number of a workload.
-func checkCluster(id ID) error {
-	if n := id & 0xffff; id>>24 != 0 || n < MinCluster || n > MaxCluster {
-		return fmt.Errorf("number %d is outside the cluster-wide range %d-%d", uint32(id), MinCluster, MaxCluster)
+// checkCluster tells whether id can be a number of a workload of the cluster.
+func checkCluster(id ID, cluster uint8) error {
+	first := ID(cluster) << 16
+	if n := id - first; id < first || n < MinCluster || n > MaxCluster {
+		return fmt.Errorf("number %d is outside the cluster's range %d-%d", uint32(id), uint32(first+MinCluster), uint32(first+MaxCluster))
 	}
 	return nil
 }

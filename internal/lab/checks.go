@@ -21,10 +21,11 @@ import (
 
 // Times of checks.
 const (
-	deniedWait   = time.Second            // a denied try waits no longer for an answer
+	deniedWait   = 10 * time.Second       // a denied try waits no longer for an answer, or for the word that it was dropped
 	deniedGrace  = 100 * time.Millisecond // and this long after its drop was reported
-	allowedWait  = 2 * time.Second        // an allowed one may fail for so long at first
-	allowedTry   = time.Second
+	deniedFirst  = 2 * time.Second        // an allowed try may be reported as dropped for so long at first
+	allowedWait  = 5 * time.Second        // and be refused for so long: its server may be starting
+	allowedTry   = 10 * time.Second       // what is reported as dropped or refused takes no time; the rest is a busy machine
 	verdictWait  = 300 * time.Millisecond // for the event that names the rule
 	commandLimit = time.Minute
 	parallel     = 8 // checks at once
@@ -243,9 +244,13 @@ func (l *Lab) runTry(ctx context.Context, events *flows, t try) Row {
 
 // expectAllowed waits until a first try succeeds; from then on every one must.
 func (l *Lab) expectAllowed(ctx context.Context, events *flows, t try, row *Row) {
-	deadline := time.Now().Add(allowedWait)
+	t0 := time.Now()
 	for good, n := 0, 1; ; n++ {
-		r := l.probe(ctx, events, t, allowedTry, false)
+		r := l.probe(ctx, events, t, allowedTry, true)
+		limit := allowedWait
+		if len(r.drops) > 0 {
+			limit = deniedFirst
+		}
 		row.Seen = string(r.Outcome)
 		switch {
 		case r.Outcome == probe.Answered:
@@ -256,7 +261,7 @@ func (l *Lab) expectAllowed(ctx context.Context, events *flows, t try, row *Row)
 				return
 			}
 			continue
-		case good == 0 && time.Now().Before(deadline) && ctx.Err() == nil:
+		case good == 0 && time.Since(t0) < limit && ctx.Err() == nil:
 			// Not yet. What fails at once would be tried far too often.
 			pause(ctx, 20*time.Millisecond)
 			continue

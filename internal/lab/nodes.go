@@ -256,7 +256,7 @@ func (l *Lab) startReady(ctx context.Context, cmd *exec.Cmd, w space.Where, log 
 	go func() { _ = cmd.Wait() }() // no zombie if it ends while we run; its fate is seen elsewhere
 	stop := context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	_ = r.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = r.SetReadDeadline(time.Now().Add(time.Minute))
 	if line, err := bufio.NewReader(r).ReadString('\n'); line != "ready\n" {
 		if ctx.Err() != nil {
 			err = ctx.Err()

@@ -285,7 +285,7 @@ func (l *Lab) places(kind string) []place {
 
 // Down removes everything of the lab called name, whoever made it and however far it got.
 func Down(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	root, err := space.CgroupRoot()
 	if err != nil {

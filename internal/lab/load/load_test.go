@@ -2,6 +2,7 @@ package load_test
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -26,13 +27,8 @@ func TestMain(m *testing.M) {
 
 // Every kind of measurement does what it counts and costs CPU time on both sides, over loopback.
 func TestMeasure(t *testing.T) {
-	for i, host := range []string{"127.0.0.1", "::1"} {
-		addr := netip.AddrPortFrom(netip.MustParseAddr(host), uint16(20000+os.Getpid()%20000+i))
-		p, err := load.StartPair(t.Context(), space.Where{}, space.Where{}, addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(p.Stop)
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		p := startPair(t, host)
 		for mode, ops := range map[string]int{load.RR: 2000, load.CRR: 300, load.Stream: 200, load.UDP: 20000} {
 			r, err := p.Measure(mode, ops)
 			if err != nil {
@@ -47,6 +43,27 @@ func TestMeasure(t *testing.T) {
 		}
 		if _, err := p.Measure("nonsense", 1); err == nil || !strings.Contains(err.Error(), "no such measurement") {
 			t.Errorf("an unknown measurement: %v", err)
+		}
+	}
+}
+
+// startPair starts a pair on a free port. Between the question which one is free and its use another program may take it.
+func startPair(t *testing.T, host string) *load.Pair {
+	t.Helper()
+	for try := 0; ; try++ {
+		l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr := netip.MustParseAddrPort(l.Addr().String())
+		l.Close()
+		p, err := load.StartPair(t.Context(), space.Where{}, space.Where{}, addr)
+		if err == nil {
+			t.Cleanup(p.Stop)
+			return p
+		}
+		if try == 9 || !strings.Contains(err.Error(), "address already in use") {
+			t.Fatal(err)
 		}
 	}
 }

@@ -95,7 +95,7 @@ func (e End) up() error {
 // carries waits until the device sends. The end that was set up first drops what it is given until the kernel's link
 // watcher has seen the other one, which takes up to a second when both happen to have the same index.
 func carries(name string) error {
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		l, err := netlink.LinkByName(name)
 		if err != nil {
 			return fmt.Errorf("find %s: %w", name, err)
