@@ -26,7 +26,7 @@ words       api/flow < api/agent/v1, internal/labels, internal/verdict, internal
 deciders    internal/identity, internal/ipam, internal/node < internal/policy, internal/service < internal/endpoint
 appliers    internal/datapath, internal/proxy, internal/crypto
 edges       internal/kvstore, internal/cni, internal/k8s, internal/mesh, internal/docker, internal/containers
-observers   internal/flow, internal/metrics
+observers   internal/flow, internal/metrics, internal/health
 assembly    internal/agent, internal/operator < internal/lab/load < internal/lab < internal/cli
 `
 
