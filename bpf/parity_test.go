@@ -89,7 +89,7 @@ func TestFlagsParity(t *testing.T) {
 		"table_flag": {
 			"TABLE_RANGES": uint64(TableRanges), "TABLE_NO_PORTS": uint64(TableNoPorts), "TABLE_NO_PROTOS": uint64(TableNoProtos),
 		},
-		"verdict_flag": {"VERDICT_EXPLICIT_DENY": uint64(VerdictExplicitDeny)},
+		"verdict_flag": {"VERDICT_EXPLICIT_DENY": uint64(VerdictExplicitDeny), "VERDICT_AUTH": uint64(VerdictAuth)},
 		"ct_flag": {
 			"CTF_SEEN_REPLY": uint64(CTSeenReply), "CTF_LO_FIN": uint64(CTLoFin), "CTF_HI_FIN": uint64(CTHiFin),
 			"CTF_RST": uint64(CTRst), "CTF_NAT": uint64(CTNat),

@@ -137,8 +137,11 @@ type PolicyRangeKey struct {
 	Port      Port
 }
 
-// VerdictExplicitDeny is enum verdict_flag.
-const VerdictExplicitDeny uint8 = 1
+// enum verdict_flag.
+const (
+	VerdictExplicitDeny uint8 = 1
+	VerdictAuth         uint8 = 2
+)
 
 // PolicyVerdict is struct policy_verdict.
 type PolicyVerdict struct {

@@ -415,6 +415,7 @@ const (
 	DropReason_POLICY_DENY                               DropReason = 181
 	DropReason_VLAN_FILTERED                             DropReason = 182
 	DropReason_INVALID_VNI                               DropReason = 183
+	DropReason_AUTH_REQUIRED                             DropReason = 189
 	DropReason_TTL_EXCEEDED                              DropReason = 196
 	DropReason_ENDPOINT_NOT_READY                        DropReason = 203
 	DropReason_PUNT_TO_PROXY_DOWN                        DropReason = 205
@@ -467,6 +468,7 @@ var (
 		181: "POLICY_DENY",
 		182: "VLAN_FILTERED",
 		183: "INVALID_VNI",
+		189: "AUTH_REQUIRED",
 		196: "TTL_EXCEEDED",
 		203: "ENDPOINT_NOT_READY",
 		205: "PUNT_TO_PROXY_DOWN",
@@ -516,6 +518,7 @@ var (
 		"POLICY_DENY":                               181,
 		"VLAN_FILTERED":                             182,
 		"INVALID_VNI":                               183,
+		"AUTH_REQUIRED":                             189,
 		"TTL_EXCEEDED":                              196,
 		"ENDPOINT_NOT_READY":                        203,
 		"PUNT_TO_PROXY_DOWN":                        205,
@@ -1889,7 +1892,8 @@ const file_flow_flow_proto_rawDesc = "" +
 	"\x03NEW\x10\x01\x12\x0f\n" +
 	"\vESTABLISHED\x10\x02\x12\t\n" +
 	"\x05REPLY\x10\x03\x12\v\n" +
-	"\aRELATED\x10\x04*\xf9\t\n" +
+	"\aRELATED\x10\x04*\x8d\n" +
+	"\n" +
 	"\n" +
 	"DropReason\x12\x17\n" +
 	"\x13DROP_REASON_UNKNOWN\x10\x00\x12\x17\n" +
@@ -1921,7 +1925,8 @@ const file_flow_flow_proto_rawDesc = "" +
 	"\x1cDENIED_BY_LB_SRC_RANGE_CHECK\x10\xb1\x01\x12\x10\n" +
 	"\vPOLICY_DENY\x10\xb5\x01\x12\x12\n" +
 	"\rVLAN_FILTERED\x10\xb6\x01\x12\x10\n" +
-	"\vINVALID_VNI\x10\xb7\x01\x12\x11\n" +
+	"\vINVALID_VNI\x10\xb7\x01\x12\x12\n" +
+	"\rAUTH_REQUIRED\x10\xbd\x01\x12\x11\n" +
 	"\fTTL_EXCEEDED\x10\xc4\x01\x12\x17\n" +
 	"\x12ENDPOINT_NOT_READY\x10\xcb\x01\x12\x17\n" +
 	"\x12PUNT_TO_PROXY_DOWN\x10\xcd\x01\x12\x0e\n" +

@@ -93,7 +93,8 @@ static __always_inline enum verdict judge_side(struct packet *p, const struct se
 /* A denial that audit mode turns into a report. Not for a missing subject: that is no rule's word. */
 static __always_inline void judge_audit(const struct settings *s, const struct side *of, struct ruling *r)
 {
-	if (r->action == ACTION_DENY && (r->reason == DROP_POLICY || r->reason == DROP_POLICY_DENY) &&
+	if (r->action == ACTION_DENY &&
+	    (r->reason == DROP_POLICY || r->reason == DROP_POLICY_DENY || r->reason == DROP_AUTH_REQUIRED) &&
 	    (s->flags & SETTING_AUDIT || of->ep_flags & EP_AUDIT)) {
 		r->action = ACTION_AUDIT;
 		r->reason = REASON_NONE;

@@ -71,7 +71,9 @@ static __noinline void policy_lookup(__u32 subject, __u32 identity, __u8 proto, 
 	out->cookie = row->cookie;
 	out->reason = REASON_NONE;
 	out->action = row->action;
-	if (row->action == ACTION_DENY)
+	if (row->action == ACTION_DENY && row->flags & VERDICT_AUTH)
+		out->reason = DROP_AUTH_REQUIRED;
+	else if (row->action == ACTION_DENY)
 		out->reason = row->flags & VERDICT_EXPLICIT_DENY ? DROP_POLICY_DENY : DROP_POLICY;
 	else if (row->action > ACTION_AUDIT) { /* a word of another version: deny */
 		out->action = ACTION_DENY;

@@ -99,6 +99,7 @@ struct policy_verdict {
 
 enum verdict_flag {
 	VERDICT_EXPLICIT_DENY = 1, /* a deny rule, not the lack of an allow rule */
+	VERDICT_AUTH = 2, /* a rule that allows those who authenticate, which nobody did */
 };
 
 /*

@@ -64,6 +64,7 @@ enum drop_reason {
 	DROP_POLICY_DENY = 181, /* a deny rule forbids it */
 	DROP_VLAN = 182, /* tagged frame */
 	DROP_INVALID_VNI = 183, /* network identifier that is no identity's number */
+	DROP_AUTH_REQUIRED = 189, /* a rule would allow it, but demands an authentication that nobody gave */
 	DROP_TTL = 196, /* TTL or hop limit used up */
 	DROP_ENDPOINT_NOT_READY = 203, /* device without an endpoint row */
 	DROP_PROXY_DOWN = 205, /* L7 rule, but no proxy listens */

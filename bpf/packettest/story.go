@@ -311,6 +311,8 @@ func action(s string) (v bpf.PolicyVerdict, err error) {
 		v.Action = uint8(verdict.Allow)
 	case "deny":
 		v.Flags = bpf.VerdictExplicitDeny
+	case "authenticate":
+		v.Flags = bpf.VerdictAuth
 	case "refuse":
 	case "redirect":
 		v.Action = uint8(verdict.Redirect)

@@ -175,6 +175,9 @@ func (d *Datapath) listPolicy(e emitter) error {
 			if l.v.Flags&bpf.VerdictExplicitDeny != 0 {
 				action += " (rule)"
 			}
+			if l.v.Flags&bpf.VerdictAuth != 0 {
+				action += " (authentication)"
+			}
 			proxy := "-"
 			if l.v.ProxyPort.Host() != 0 {
 				proxy = num(uint32(l.v.ProxyPort.Host()))

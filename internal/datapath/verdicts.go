@@ -31,6 +31,9 @@ func rowsOf(id uint32, t *policy.Table) (r tableRows, err error) {
 		if row.Verdict.ExplicitDeny {
 			v.Flags |= bpf.VerdictExplicitDeny
 		}
+		if row.Verdict.Auth {
+			v.Flags |= bpf.VerdictAuth
+		}
 		switch {
 		case row.AnyPort:
 			r.ports = append(r.ports, bpf.PolicyPortKey{Table: id, Proto: row.Proto, Wild: 1})

@@ -249,6 +249,8 @@ func deniedBy(ps []*flowpb.Policy, reason flowpb.DropReason, audit, verbose bool
 		deny = deny || d
 	}
 	switch {
+	case reason == flowpb.DropReason_AUTH_REQUIRED:
+		return how + ": nobody gave the authentication demanded by " + policyNames(ps, false, verbose)
 	case deny:
 		return how + " by " + policyNames(ps, true, verbose)
 	case len(ps) == 0:

@@ -206,7 +206,7 @@ func (t *teller) explain(f *flowpb.Flow, ev *bpf.Event) {
 
 func isPolicyReason(reason uint8) bool {
 	r := verdict.Reason(reason)
-	return r == verdict.PolicyDenied || r == verdict.PolicyDenyRule
+	return r == verdict.PolicyDenied || r == verdict.PolicyDenyRule || r == verdict.AuthRequired
 }
 
 // Labels under which a flow's policies carry what Hubble's message has no field for.

@@ -37,6 +37,7 @@ const (
 	PolicyDenyRule    Reason = 181
 	VLAN              Reason = 182
 	InvalidVNI        Reason = 183
+	AuthRequired      Reason = 189
 	TTL               Reason = 196
 	EndpointNotReady  Reason = 203
 	ProxyDown         Reason = 205
@@ -121,6 +122,8 @@ func (r Reason) word() word {
 		return word{"DROP_VLAN", "VLAN traffic not allowed"}
 	case InvalidVNI:
 		return word{"DROP_INVALID_VNI", "Invalid VNI"}
+	case AuthRequired:
+		return word{"DROP_AUTH_REQUIRED", "Authentication required"}
 	case TTL:
 		return word{"DROP_TTL", "TTL exceeded"}
 	case EndpointNotReady:
