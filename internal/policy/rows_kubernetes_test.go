@@ -26,10 +26,12 @@ func kcnpIn(rule string) string  { return kcnp("ingress:\n- " + rule) }
 func kcnpOut(rule string) string { return kcnp("egress:\n- " + rule) }
 
 // TestRow5Kubernetes is section 5 of the note: the documents of Kubernetes.
-func TestRow5Kubernetes(t *testing.T) {
+func TestRow5Kubernetes(t *testing.T) { runRows(t, rowsOfKubernetes()) }
+
+func rowsOfKubernetes() []row {
 	rules := func(n int) string { return strings.Repeat("\n- {action: Pass, from: [{namespaces: {}}]}", n) }
 	many := func(n int, one string) string { return strings.TrimSuffix(strings.Repeat(one+",", n), ",") }
-	for _, c := range []row{
+	return []row{
 		{
 			"NetworkPolicy v1: endPort, SCTP, named ports, ipBlock with except",
 			[]string{
@@ -216,8 +218,6 @@ func TestRow5Kubernetes(t *testing.T) {
 				{"apiVersion: v1\nkind: List\nitems:\n- &a {apiVersion: v1, kind: Service, metadata: {name: a}}\n- *a\n", "items[1].metadata.name: Service default/a is already in line 4"},
 			},
 		},
-	} {
-		c.run(t)
 	}
 }
 

@@ -28,6 +28,13 @@ func (c row) run(t *testing.T) {
 	})
 }
 
+func runRows(t *testing.T, rows []row) {
+	t.Helper()
+	for _, c := range rows {
+		c.run(t)
+	}
+}
+
 // Shorthands for documents: one entry of a section, and the spec around it.
 func cnp(body string) string  { return spec(KindNetworkPolicy, body) }
 func ccnp(body string) string { return spec(KindClusterwideNetworkPolicy, body) }
@@ -48,9 +55,11 @@ func dns(rule string) string {
 }
 
 // TestRow4Fields is section 4 of the note: every field of CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy.
-func TestRow4Fields(t *testing.T) {
+func TestRow4Fields(t *testing.T) { runRows(t, rowsOfFields()) }
+
+func rowsOfFields() []row {
 	long := strings.Repeat("a", 300)
-	for _, c := range []row{
+	return []row{
 		{
 			"endpointSelector: exactly one of endpointSelector, nodeSelector",
 			[]string{cnp("endpointSelector: {}\ningress: []"), ccnp("endpointSelector: {}\ningress: []")},
@@ -243,14 +252,14 @@ func TestRow4Fields(t *testing.T) {
 			},
 		},
 		{"status", []string{cnp(all+"ingress: []") + "status: {conditions: [], nodes: {a: {ok: true}}}\n"}, nil},
-	} {
-		c.run(t)
 	}
 }
 
 // TestRow4L7 is the row toPorts[].rules and what the note on layer 7 says of the fields.
-func TestRow4L7(t *testing.T) {
-	for _, c := range []row{
+func TestRow4L7(t *testing.T) { runRows(t, rowsOfL7()) }
+
+func rowsOfL7() []row {
+	return []row{
 		{
 			"http: path, method, host match the whole value as RE2",
 			[]string{
@@ -323,14 +332,14 @@ func TestRow4L7(t *testing.T) {
 				{in(tcp("80", "rules: {l7proto: r2d2, l7: [{a: 1}]}")), "where text is expected"},
 			},
 		},
-	} {
-		c.run(t)
 	}
 }
 
 // TestRow41 is section 4.1 of the note: each sentence is a test.
-func TestRow41(t *testing.T) {
-	for _, c := range []row{
+func TestRow41(t *testing.T) { runRows(t, rowsOfValidation()) }
+
+func rowsOfValidation() []row {
+	return []row{
 		{
 			"1 at least one of the four rule sections",
 			[]string{cnp(all + "ingress: []"), cnp(all + "ingressDeny: []"), cnp(all + "egress: []"), cnp(all + "egressDeny: []")},
@@ -465,7 +474,5 @@ func TestRow41(t *testing.T) {
 			nil,
 		},
 		{"SNI with L7 needs TLS termination", nil, [][2]string{{out(tcp("443", "serverNames: [a], rules: {http: []}")), "serverNames: beside rules they need terminatingTLS"}}},
-	} {
-		c.run(t)
 	}
 }
