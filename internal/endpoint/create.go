@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"porin/internal/labels"
 )
 
 // undoTime bounds how long taking back may wait for the store or the turn; the caller may be gone by then.
@@ -118,9 +120,14 @@ func (e *Endpoints) stale(id uint16) (yes bool) {
 func (e *Endpoints) build(ctx context.Context, req Request) (Endpoint, error) {
 	at := req.Attachment()
 	all := allLabels(req.Labels, req.Namespace)
+	security := e.cfg.Security(all)
+	if req.Health { // this label porin alone gives
+		all = labels.New(labels.Label{Source: labels.SourceReserved, Key: "health"})
+		security = all
+	}
 	ep := Endpoint{
 		ContainerID: req.ContainerID, IfName: req.IfName, Netns: req.Netns, Network: req.Network,
-		Namespace: req.Namespace, Pod: req.Pod, Labels: all, Security: e.cfg.Security(all),
+		Namespace: req.Namespace, Pod: req.Pod, Labels: all, Security: security,
 		Device: at.DeviceName(), MTU: req.MTU, Phase: Creating, Created: e.cfg.Now(),
 	}
 	if ep.MTU == 0 {

@@ -60,6 +60,7 @@ type Request struct {
 	Labels      labels.Labels // as given from outside; porin adds those that it alone may give
 	MTU         int           // 0: the node's
 	NamedPorts  []policy.NamedPort
+	Health      bool // the node's own health endpoint, with the reserved identity; said by the agent alone
 }
 
 // Attachment of the request.
