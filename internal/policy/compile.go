@@ -88,12 +88,12 @@ func (e *Engine) compile(p *Policy, r *Rule) *compiled {
 		sec, part := r.Section(d), &c.parts[d]
 		part.audit = r.Audit
 		h := sha256.New()
-		for _, deny := range []bool{true, false} { // Pass has rules of its own below
+		for _, deny := range []bool{true, false} {
 			list := sec.Allow
 			if deny {
 				list = sec.Deny
 			}
-			for i, entry := range list {
+			for _, entry := range list {
 				effect := EffectAllow
 				switch {
 				case deny:
@@ -101,11 +101,11 @@ func (e *Engine) compile(p *Policy, r *Rule) *compiled {
 				case entry.Auth == AuthRequired || entry.Auth == AuthTestAlwaysFail:
 					effect = EffectAuth
 				}
-				e.entry(p, r, part, d, effect, i, entry)
+				e.entry(p, r, part, d, effect, entry)
 			}
 		}
-		for i, entry := range sec.Pass {
-			e.entry(p, r, part, d, EffectPass, i, entry)
+		for _, entry := range sec.Pass {
+			e.entry(p, r, part, d, EffectPass, entry)
 		}
 		for _, st := range part.statements {
 			st.digest(h.Write)
@@ -133,7 +133,7 @@ func (e *Engine) compile(p *Policy, r *Rule) *compiled {
 }
 
 // entry adds what one entry says.
-func (e *Engine) entry(p *Policy, r *Rule, part *part, d verdict.Direction, effect Effect, place int, entry *Entry) {
+func (e *Engine) entry(p *Policy, r *Rule, part *part, d verdict.Direction, effect Effect, entry *Entry) {
 	for _, s := range entry.Requires {
 		want := scope(s, p.Namespace, false)
 		part.requires = e.adopt(part.requires, &selection{key: want.key(), want: want})
@@ -141,12 +141,9 @@ func (e *Engine) entry(p *Policy, r *Rule, part *part, d verdict.Direction, effe
 	if entry.selectsNothing() {
 		return
 	}
-	if p.Kind == KindClusterNetworkPolicy {
-		place = entry.Index // its place in the document, among entries of other effects
-	}
 	st := &statement{
 		rule: *newRule(RuleRef{
-			Policy: p.Ref, Spec: r.Spec, Index: place, Direction: d, Deny: effect == EffectDeny, File: p.File,
+			Policy: p.Ref, Spec: r.Spec, Index: entry.Index, Direction: d, Deny: effect == EffectDeny, File: p.File,
 			Line: entry.Line, Description: r.Description,
 		}),
 		order: order(r.Tier, r.Priority, entry.Priority), effect: effect, audit: r.Audit, ports: entry.Ports,

@@ -27,8 +27,11 @@ type Doc struct {
 	doc    oPolicy
 }
 
-// Peer is who the oracle thinks is behind an address.
-type Peer struct{ oIdentity }
+// Peer is who the oracle thinks is behind an address, with its named ports and those of all of its identity.
+type Peer struct {
+	oIdentity
+	Own, All []NamedPort
+}
 
 // Outcome is what must become of the first packet of a flow.
 type Outcome struct {
@@ -55,11 +58,24 @@ func (o *Oracle) Config() Config {
 	return c
 }
 
-// Doc makes a random policy.
+// Doc makes a random policy that an agent takes: none for nodes.
 func (o *Oracle) Doc(t *testing.T, name string) Doc {
-	p := o.policy(name)
+	for {
+		p := o.policy(name)
+		if !slices.ContainsFunc(p.specs, func(s oSpec) bool { return s.nodes }) {
+			return Doc{parsed(t, p), p}
+		}
+	}
+}
+
+// Object makes a random document that policies refer to.
+func (o *Oracle) Object(t *testing.T) Doc {
+	p := o.object()
 	return Doc{parsed(t, p), p}
 }
+
+// Numbers are random named ports of a workload.
+func (o *Oracle) Numbers() []NamedPort { return realPorts(o.numbers()) }
 
 // Text is the policy as it was parsed.
 func (d Doc) Text() string { return string(d.doc.document()) }
@@ -74,7 +90,7 @@ func (o *Oracle) Blocks() []netip.Prefix {
 }
 
 // Remote is a random workload of another node, with labels that only an orchestrator gives.
-func (o *Oracle) Remote() Peer { return Peer{o.workload(1000)} }
+func (o *Oracle) Remote() Peer { return Peer{oIdentity: o.workload(1000)} }
 
 // Pod is a random workload of this node: what its request says. An empty one is reserved:init.
 func (o *Oracle) Pod() (p Peer, namespace string, given labels.Labels) {
@@ -106,7 +122,7 @@ func (o *Oracle) Relabeled(namespace string) (p Peer, ns string, given labels.La
 func Reserved(id identity.ID) Peer {
 	for _, r := range oReserved() {
 		if r.id == uint32(id) {
-			return Peer{r}
+			return Peer{oIdentity: r}
 		}
 	}
 	return Peer{}
@@ -122,37 +138,51 @@ func (o *Oracle) Outside(a netip.Addr) Peer {
 			world = "world-ipv4"
 		}
 	}
-	return Peer{oIdentity{id: 1<<24 + 60000, prefix: block, labels: [][3]string{{"cidr", block, ""}, {"reserved", world, ""}}}}
+	return Peer{oIdentity: oIdentity{id: 1<<24 + 60000, prefix: block, labels: [][3]string{{"cidr", block, ""}, {"reserved", world, ""}}}}
 }
 
 // Identity is p for the engine.
 func (p Peer) Identity() identity.Identity { return p.real() }
 
-// Judge asks the oracle about a flow between two ends, of which each that is a pod of this node is judged.
+// Judge asks the oracle about a flow between two ends, of which each that is a pod of this node is judged. Nobody listens
+// for what is to be redirected.
 func (o *Oracle) Judge(docs []Doc, from, to Peer, fromPod, toPod bool, proto uint8, port uint16) (out Outcome) {
 	var policies []oPolicy
 	for _, d := range docs {
 		policies = append(policies, d.doc)
 	}
 	out.Action = verdict.Allow
-	ask := func(subject, peer Peer, ingress bool) string {
-		v := oracle(o.cfg, policies, subject.oIdentity, peer.oIdentity, ingress, proto, port)
+	redirected := false
+	ask := func(subject, peer Peer, ports []NamedPort, ingress bool) string {
+		var numbers []oNumber
+		for _, p := range ports {
+			numbers = append(numbers, oNumber{p.Name, p.Proto, p.Port})
+		}
+		v := oracle(o.cfg, policies, oEnd{subject.oIdentity, numbers}, oEnd{peer.oIdentity, numbers}, ingress, proto, port)
 		switch {
-		case v.allow:
-		case o.audit:
+		case v.action == "redirect":
+			redirected = true
+		case v.action == "audit", v.action == "deny" && o.audit:
 			out.Action = verdict.Audit
-		case v.explicit:
-			out.Action, out.Reason = verdict.Deny, verdict.PolicyDenyRule
-		default:
+		case v.action == "deny":
 			out.Action, out.Reason = verdict.Deny, verdict.PolicyDenied
+			if v.explicit {
+				out.Reason = verdict.PolicyDenyRule
+			}
+			if v.auth {
+				out.Reason = verdict.AuthRequired
+			}
 		}
 		return v.rules
 	}
 	if fromPod {
-		out.Egress = ask(from, to, false)
+		out.Egress = ask(from, to, to.All, false)
 	}
 	if toPod && out.Action != verdict.Deny {
-		out.Ingress = ask(to, from, true)
+		out.Ingress = ask(to, from, to.Own, true)
+	}
+	if redirected && out.Action != verdict.Deny {
+		out.Action, out.Reason = verdict.Deny, verdict.ProxyDown
 	}
 	return out
 }

@@ -88,7 +88,7 @@ func (f *flattener) table(sts []*statement) []Row {
 func (f *flattener) counts(s *statement) (views uint8) {
 	for v := range f.views {
 		switch {
-		case v == 0 && s.audit, v == 1 && !f.two:
+		case v == 0 && s.audit, v == 1 && !f.two, s.free && !f.views[v].local:
 		case !f.met[v] && !s.free && (s.effect == EffectAllow || s.effect == EffectAuth):
 		default:
 			views |= 1 << v

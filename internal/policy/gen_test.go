@@ -1,125 +1,9 @@
 package policy
 
 import (
-	"encoding/json"
-	"fmt"
 	"math/rand/v2"
 	"strings"
 )
-
-// document writes p as JSON, which is YAML.
-func (p oPolicy) document() []byte {
-	selector := func(reqs []oReq) map[string]any {
-		exprs := []any{}
-		ml := map[string]string{}
-		for _, q := range reqs {
-			key := q.key
-			if q.source != "" {
-				key = q.source + ":" + q.key
-			}
-			if _, twice := ml[key]; q.op == "In" && len(q.values) == 1 && !twice {
-				ml[key] = q.values[0]
-				continue
-			}
-			x := map[string]any{"key": key, "operator": q.op}
-			if len(q.values) > 0 {
-				x["values"] = q.values
-			}
-			exprs = append(exprs, x)
-		}
-		out := map[string]any{}
-		if len(ml) > 0 {
-			out["matchLabels"] = ml
-		}
-		if len(exprs) > 0 {
-			out["matchExpressions"] = exprs
-		}
-		return out
-	}
-	var specs []any
-	for _, s := range p.specs {
-		spec := map[string]any{"endpointSelector": selector(s.subject)}
-		if s.defaultDeny != nil {
-			spec["enableDefaultDeny"] = s.defaultDeny
-		}
-		for name, list := range s.lists {
-			prefix := "to"
-			if strings.HasPrefix(name, "ingress") {
-				prefix = "from"
-			}
-			entries := []any{}
-			for _, e := range list {
-				m := map[string]any{}
-				switch e.kind {
-				case "Endpoints":
-					l := []any{}
-					for _, q := range e.selectors {
-						l = append(l, selector(q))
-					}
-					m[prefix+e.kind] = l
-				case "Entities":
-					m[prefix+e.kind] = append([]string{}, e.entities...)
-				case "CIDR":
-					l := []any{}
-					for _, c := range e.cidrs {
-						l = append(l, c.cidr)
-					}
-					m[prefix+e.kind] = l
-				case "CIDRSet":
-					l := []any{}
-					for _, c := range e.cidrs {
-						x := map[string]any{"cidr": c.cidr}
-						if c.except != nil {
-							x["except"] = c.except
-						}
-						l = append(l, x)
-					}
-					m[prefix+e.kind] = l
-				}
-				var ports, fields []any
-				for _, q := range e.ports {
-					if q.family != "" {
-						fields = append(fields, map[string]any{"family": q.family, "type": q.port})
-						continue
-					}
-					x := map[string]any{"port": fmt.Sprint(q.port)}
-					if q.end > 0 {
-						x["endPort"] = q.end
-					}
-					if q.proto != "" {
-						x["protocol"] = q.proto
-					}
-					ports = append(ports, x)
-				}
-				if ports != nil {
-					m["toPorts"] = []any{map[string]any{"ports": ports}}
-				}
-				if fields != nil {
-					m["icmps"] = []any{map[string]any{"fields": fields}}
-				}
-				entries = append(entries, m)
-			}
-			spec[name] = entries
-		}
-		specs = append(specs, spec)
-	}
-	doc := map[string]any{"apiVersion": "cilium.io/v2", "kind": p.kind}
-	meta := map[string]any{"name": p.name}
-	if p.namespace != "" {
-		meta["namespace"] = p.namespace
-	}
-	doc["metadata"] = meta
-	if p.many {
-		doc["specs"] = specs
-	} else {
-		doc["spec"] = specs[0]
-	}
-	b, err := json.Marshal(doc)
-	if err != nil {
-		panic(err)
-	}
-	return b
-}
 
 // gen makes random policies and identities from a small vocabulary, so that they meet each other often.
 type gen struct{ *rand.Rand }
@@ -181,9 +65,19 @@ func oBlocks() []string {
 
 func (g gen) cidr(excepts bool) oCIDR {
 	c := oCIDR{cidr: pick(g, oBlocks()...)}
+	outer := c.cidr
 	if excepts {
+		switch g.IntN(6) {
+		case 0:
+			c.cidr, c.group = "", pick(g, oGroups()...)
+		case 1:
+			c.cidr, c.labels = "", []oReq{{"", "purpose", pick(g, "In", "NotIn", "Exists"), nil}}
+			if c.labels[0].op != "Exists" {
+				c.labels[0].values = []string{pick(g, "office", "partner")}
+			}
+		}
 		for _, b := range oBlocks() {
-			if g.chance(25) && inside(b, c.cidr) {
+			if g.chance(25) && (c.cidr == "" || inside(b, outer)) {
 				c.except = append(c.except, b)
 			}
 		}
@@ -191,10 +85,18 @@ func (g gen) cidr(excepts bool) oCIDR {
 	return c
 }
 
+func oGroups() []string { return []string{"offices", "partners", "nobody"} }
+
+func oNames() []string { return []string{"example.com.", "www.example.com.", "*.example.com."} }
+
 func (g gen) port() oPort {
 	p := oPort{proto: pick(g, "TCP", "TCP", "UDP", "SCTP", "ANY", "", "ICMP", "ICMPV6"), port: pick(g, 0, 1, 53, 80, 81, 100, 443, 8000, 8080, 65535)}
 	if strings.HasPrefix(p.proto, "ICMP") {
 		p.port = pick(g, 0, 3, 8, 128, 255)
+		return p
+	}
+	if g.chance(15) {
+		p.port, p.name = 0, pick(g, "http", "dns", "admin")
 		return p
 	}
 	if p.port > 0 && g.chance(35) {
@@ -203,22 +105,112 @@ func (g gen) port() oPort {
 	return p
 }
 
-func (g gen) entry(deny bool, namespace string) oEntry {
-	e := oEntry{kind: pick(g, "", "Endpoints", "Endpoints", "Entities", "CIDR", "CIDRSet")}
+// numbers are named ports of a workload.
+func (g gen) numbers() (out []oNumber) {
 	g.some(3, func() {
-		switch e.kind {
-		case "Endpoints":
-			e.selectors = append(e.selectors, g.reqs(false, namespace))
-		case "Entities":
-			e.entities = append(e.entities, pick(g, "all", "world", "world", "world-ipv4", "world-ipv6", "cluster", "cluster-mesh", "host",
-				"remote-node", "kube-apiserver", "ingress", "health", "init", "unmanaged", "none"))
-		case "CIDR":
-			e.cidrs = append(e.cidrs, g.cidr(false))
-		case "CIDRSet":
-			e.cidrs = append(e.cidrs, g.cidr(true))
-		}
+		out = append(out, oNumber{pick(g, "http", "dns", "admin", "other"), pick[uint8](g, 6, 6, 17), pick[uint16](g, 53, 80, 81, 443, 8080)})
 	})
+	return out
+}
+
+// contents makes what an element of toPorts says beside its ports, and ports on which it may say that.
+func (g gen) contents(ingress bool) (*oL7, []oPort) {
+	l := &oL7{parser: pick(g, "http", "http", "http", "kafka", "echo", "")}
+	ports := []oPort{{proto: "TCP", port: pick(g, 80, 80, 80, 81, 8080)}}
 	switch {
+	case g.chance(15) && !ingress:
+		l.parser = "dns"
+		ports = []oPort{{proto: pick(g, "UDP", "ANY", ""), port: 53}}
+	case g.chance(20):
+		ports[0].end = ports[0].port + g.IntN(30)
+	case g.chance(20):
+		ports = []oPort{{proto: "TCP", name: pick(g, "http", "admin")}}
+	}
+	switch {
+	case l.parser == "" && g.chance(20) && !ingress:
+		l.listener = pick(g, "one", "two")
+	case l.parser == "":
+		l.names = []string{pick(g, "a.example.com", "*.example.org")}
+	}
+	if l.parser != "" {
+		g.some(2, func() {
+			l.rules = append(l.rules, map[string][]string{
+				"http": {"/a", "/b", "/.*"}, "kafka": {"orders", "bills"}, "echo": {"yes", "no"}, "dns": {"example.com.", "www.example.com."},
+			}[l.parser][g.IntN(2)])
+		})
+	}
+	if g.chance(20) {
+		ports = append(ports, oPort{proto: ports[0].proto, port: max(ports[0].port, 53), end: ports[0].end})
+		if ports[1].port == 53 && l.parser != "dns" {
+			ports = ports[:1]
+		}
+	}
+	return l, ports
+}
+
+func (g gen) entry(list, namespace string, host bool) oEntry {
+	deny, ingress := strings.HasSuffix(list, "Deny"), strings.HasPrefix(list, "ingress")
+	kinds := []string{"", "Endpoints", "Endpoints", "Entities", "CIDR", "CIDRSet", "CIDRSet", "Nodes"}
+	if !ingress {
+		kinds = append(kinds, "Services")
+		if !deny {
+			kinds = append(kinds, "FQDNs")
+		}
+	}
+	e := oEntry{kind: pick(g, kinds...)}
+	said := g.chance(35) && !deny && !(host && ingress) // something about what may be said
+	if said && g.chance(50) {
+		e.kind = ""
+	}
+	g.some(3, func() {
+		var q oPeer
+		switch e.kind {
+		case "":
+			return
+		case "Endpoints":
+			q.selector = g.reqs(false, namespace)
+		case "Nodes":
+			q.selector = g.nodeReqs()
+		case "Entities":
+			q.entity = pick(g, "all", "world", "world", "world-ipv4", "world-ipv6", "cluster", "cluster-mesh", "host",
+				"remote-node", "kube-apiserver", "ingress", "health", "init", "unmanaged", "none")
+		case "CIDR":
+			q.cidr = g.cidr(false)
+		case "CIDRSet":
+			q.cidr = g.cidr(true)
+		case "FQDNs":
+			q.name = pick(g, oNames()...)
+		case "Services":
+			if q.service = [2]string{pick(g, "red", "blue"), pick(g, "web", "out", "gone")}; g.chance(40) {
+				q.service = [2]string{pick(g, "", "red"), ""}
+				q.services = []oReq{{"", "side", "In", []string{pick(g, "front", "back")}}}
+			}
+		}
+		e.peers = append(e.peers, q)
+	})
+	if !deny && g.chance(3) {
+		for range 1 + g.IntN(2) {
+			e.requires = append(e.requires, g.reqs(false, namespace))
+		}
+	}
+	if !deny && g.chance(9) {
+		e.auth = pick(g, "disabled", "required", "test-always-fail")
+	}
+	switch {
+	case said:
+		for n := range 1 + g.IntN(2) {
+			l, ports := g.contents(ingress)
+			if host {
+				l, ports = &oL7{parser: "dns", rules: []string{"example.com."}}, []oPort{{proto: "UDP", port: 53}}
+			} else if g.chance(25) {
+				l = nil
+			}
+			e.l7 = append(e.l7, l)
+			for _, p := range ports {
+				p.group = n
+				e.ports = append(e.ports, p)
+			}
+		}
 	case g.chance(45) || deny && e.kind == "" && g.chance(60):
 		for range 1 + g.IntN(4) {
 			e.ports = append(e.ports, g.port())
@@ -231,7 +223,26 @@ func (g gen) entry(deny bool, namespace string) oEntry {
 	return e
 }
 
+func (g gen) nodeReqs() []oReq {
+	var out []oReq
+	g.some(2, func() {
+		q := oReq{source: pick(g, "", "", "node", "k8s"), key: pick(g, "zone", "kubernetes.io/hostname"), op: pick(g, "In", "In", "NotIn", "Exists")}
+		if q.op != "Exists" {
+			q.values = []string{pick(g, "x", "y")}
+		}
+		out = append(out, q)
+	})
+	return out
+}
+
+// policy makes a document with rules.
 func (g gen) policy(name string) oPolicy {
+	switch g.IntN(10) {
+	case 0, 1:
+		return g.kubernetes(name)
+	case 2, 3:
+		return g.cluster(name)
+	}
 	p := oPolicy{kind: "CiliumNetworkPolicy", namespace: pick(g, "red", "blue"), name: name, many: g.chance(30)}
 	if g.chance(35) {
 		p.kind, p.namespace = "CiliumClusterwideNetworkPolicy", ""
@@ -241,16 +252,23 @@ func (g gen) policy(name string) oPolicy {
 		n += g.IntN(3)
 	}
 	for range n {
-		s := oSpec{subject: g.reqs(true, p.namespace), lists: map[string][]oEntry{}}
+		s := oSpec{subject: g.reqs(true, p.namespace), lists: map[string][]oEntry{}, audit: g.chance(10)}
+		if p.namespace == "" && g.chance(15) {
+			s.nodes, s.subject = true, g.nodeReqs()
+		}
+		if g.chance(25) {
+			s.tier = pick(g, "Admin", "Normal", "Baseline")
+		}
+		if g.chance(30) {
+			s.priority = pick(g, 1, 2, 1000, 1<<31-1)
+		}
 		for len(s.lists) == 0 {
 			for _, list := range []string{"ingress", "ingressDeny", "egress", "egressDeny"} {
 				if g.chance(60) {
 					continue
 				}
 				s.lists[list] = []oEntry{}
-				g.some(3, func() {
-					s.lists[list] = append(s.lists[list], g.entry(strings.HasSuffix(list, "Deny"), p.namespace))
-				})
+				g.some(3, func() { s.lists[list] = append(s.lists[list], g.entry(list, p.namespace, s.nodes)) })
 			}
 		}
 		if g.chance(30) {
@@ -263,6 +281,163 @@ func (g gen) policy(name string) oPolicy {
 		}
 		p.specs = append(p.specs, s)
 	}
+	return p
+}
+
+// plainReqs are conditions on labels of pods or, as Kubernetes' own kinds have them, of namespaces.
+func (g gen) plainReqs(spaces bool) []oReq {
+	var out []oReq
+	g.some(2, func() {
+		q := oReq{key: pick(g, "app", "tier", "env"), op: pick(g, "In", "In", "NotIn", "Exists", "DoesNotExist")}
+		values := []string{pick(g, "a", "b", "c")}
+		if spaces {
+			if q.key, values = "team", []string{pick(g, "x", "y")}; g.chance(40) {
+				q.key, values = "kubernetes.io/metadata.name", []string{pick(g, "red", "blue")}
+			}
+		}
+		if q.op == "In" || q.op == "NotIn" {
+			q.values = values
+		}
+		out = append(out, q)
+	})
+	return out
+}
+
+// kubernetes makes a NetworkPolicy.
+func (g gen) kubernetes(name string) oPolicy {
+	s := oSpec{subject: g.plainReqs(false), lists: map[string][]oEntry{}}
+	s.types = pick(g, nil, nil, []string{"Ingress"}, []string{"Egress"}, []string{"Ingress", "Egress"})
+	for _, list := range []string{"ingress", "egress"} {
+		if g.chance(40) {
+			continue
+		}
+		s.lists[list] = []oEntry{}
+		g.some(3, func() {
+			e := oEntry{kind: "Everyone"}
+			g.some(3, func() {
+				e.kind = "Pods"
+				q := oPeer{hasPods: g.chance(60), hasSpaces: g.chance(60)}
+				switch {
+				case g.chance(30):
+					q = oPeer{cidr: g.cidr(true)}
+					if q.cidr.cidr == "" {
+						q.cidr = g.cidr(false)
+					}
+				case !q.hasPods && !q.hasSpaces:
+					q.hasPods = true
+				}
+				if q.hasPods {
+					q.selector = g.plainReqs(false)
+				}
+				if q.hasSpaces {
+					q.spaces = g.plainReqs(true)
+				}
+				e.peers = append(e.peers, q)
+			})
+			g.some(3, func() {
+				p := oPort{proto: pick(g, "TCP", "TCP", "UDP", "SCTP"), port: pick(g, 0, 53, 80, 81, 443, 8000)}
+				switch {
+				case g.chance(25):
+					p.port, p.name = 0, pick(g, "http", "dns", "admin")
+				case p.port > 0 && g.chance(30):
+					p.end = p.port + g.IntN(300)
+				}
+				e.ports = append(e.ports, p)
+			})
+			s.lists[list] = append(s.lists[list], e)
+		})
+	}
+	return oPolicy{kind: "NetworkPolicy", namespace: pick(g, "red", "blue"), name: name, specs: []oSpec{s}}
+}
+
+// cluster makes a ClusterNetworkPolicy.
+func (g gen) cluster(name string) oPolicy {
+	s := oSpec{
+		subject: g.plainReqs(false), spaces: g.plainReqs(true), whole: g.chance(50), tier: pick(g, "Admin", "Baseline"),
+		priority: pick(g, 0, 1, 2, 1000), lists: map[string][]oEntry{},
+	}
+	if s.whole {
+		s.subject = nil
+	}
+	for _, list := range []string{"ingress", "egress"} {
+		if g.chance(40) {
+			continue
+		}
+		s.lists[list] = []oEntry{}
+		g.some(4, func() {
+			e := oEntry{kind: "Pods", action: pick(g, "Accept", "Deny", "Pass")}
+			if list == "egress" {
+				e.kind = pick(g, "Pods", "Pods", "Nodes", "CIDR", "FQDNs")
+			}
+			if e.kind == "FQDNs" {
+				e.action = "Accept"
+			}
+			for range 1 + g.IntN(3) {
+				q := oPeer{hasSpaces: true}
+				switch e.kind {
+				case "Nodes":
+					q.selector = g.nodeReqs()
+					for i := range q.selector {
+						q.selector[i].source = ""
+					}
+				case "FQDNs":
+					q.name = pick(g, oNames()[:2]...)
+				case "CIDR":
+					for q.cidr.cidr == "" || strings.HasSuffix(q.cidr.cidr, "/0") { // those speak of the cluster too
+						q.cidr = g.cidr(false)
+					}
+				default:
+					if q.spaces, q.hasPods = g.plainReqs(true), g.chance(60); q.hasPods {
+						q.selector = g.plainReqs(false)
+					}
+				}
+				e.peers = append(e.peers, q)
+			}
+			g.some(2, func() {
+				p := oPort{proto: pick(g, "TCP", "TCP", "UDP", "SCTP"), port: pick(g, 53, 80, 81, 443, 8000)}
+				switch {
+				case g.chance(25) && e.kind == "Pods":
+					p = oPort{proto: "ANY", name: pick(g, "http", "dns", "admin")}
+				case g.chance(30):
+					p.end = p.port + 1 + g.IntN(300)
+				}
+				e.ports = append(e.ports, p)
+			})
+			s.lists[list] = append(s.lists[list], e)
+		})
+	}
+	return oPolicy{kind: "ClusterNetworkPolicy", name: name, specs: []oSpec{s}}
+}
+
+// object makes a document that rules refer to.
+func (g gen) object() oPolicy {
+	switch g.IntN(3) {
+	case 0:
+		p := oPolicy{kind: "CiliumCIDRGroup", name: pick(g, oGroups()[:2]...)}
+		if g.chance(70) {
+			p.labels = [][2]string{{"purpose", pick(g, "office", "partner")}}
+		}
+		g.some(3, func() { p.blocks = append(p.blocks, pick(g, oBlocks()...)) })
+		return p
+	case 1:
+		p := oPolicy{kind: "Service", namespace: pick(g, "red", "blue"), name: pick(g, "web", "out")}
+		if g.chance(70) {
+			p.labels = [][2]string{{"side", pick(g, "front", "back")}}
+		}
+		if p.name == "web" || g.chance(20) {
+			p.selector = [][2]string{{pick(g, "app", "tier"), pick(g, "a", "b", "c")}}
+		}
+		return p
+	}
+	p := oPolicy{kind: "EndpointSlice", namespace: pick(g, "red", "blue"), name: pick(g, "slice1", "slice2"), service: pick(g, "web", "out", "out")}
+	family := g.chance(70)
+	g.some(2, func() {
+		if family {
+			p.addresses = append(p.addresses, pick(g, "10.1.1.1", "203.0.113.7", "10.0.0.0"))
+		} else {
+			p.addresses = append(p.addresses, "fd00:1::5")
+		}
+	})
 	return p
 }
 
@@ -305,5 +480,25 @@ func (g gen) outside(id uint32, block string) oIdentity {
 	if strings.Contains(block, ".") {
 		family = "world-ipv4"
 	}
-	return oIdentity{id: id, prefix: block, labels: [][3]string{{"cidr", block, ""}, {"reserved", pick(g, "world", family), ""}}}
+	i := oIdentity{id: id, prefix: block, labels: [][3]string{{"cidr", block, ""}, {"reserved", pick(g, "world", family), ""}}}
+	for _, n := range oNames() {
+		if g.chance(20) {
+			i.labels = append(i.labels, [3]string{"fqdn", n, ""})
+		}
+	}
+	return i
+}
+
+// node is this node, or another with a number of its own.
+func (g gen) node(id uint32) oIdentity {
+	i := oIdentity{id: id, labels: [][3]string{{"reserved", "remote-node", ""}}}
+	if id == 1 {
+		i.labels[0][1] = "host"
+	}
+	for _, key := range []string{"zone", "kubernetes.io/hostname"} {
+		if g.chance(70) {
+			i.labels = append(i.labels, [3]string{"node", key, pick(g, "x", "y")})
+		}
+	}
+	return i
 }

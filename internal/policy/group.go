@@ -27,7 +27,7 @@ type groupPart struct {
 	requires   []requirement
 	names      []string // of ports
 	audit      bool     // some of it only reports
-	baseline   bool     // some of it is of the Baseline tier and may deny
+	views      uint8    // those in which it isolates, or may deny in the Baseline tier, as bits
 	digest     sum
 	empty      bool
 }
@@ -94,14 +94,18 @@ func (g *group) part(d verdict.Direction) *groupPart {
 				p.empty = false
 				p.audit = p.audit || part.audit
 				p.statements = append(p.statements, part.statements...)
+				counts := uint8(2) | uint8(b2i(!part.audit))
 				if part.isolates != nil {
 					p.isolates = append(p.isolates, part.isolates)
+					p.views |= counts
 				}
 				for _, s := range part.requires {
 					p.requires = append(p.requires, requirement{s, part.audit})
 				}
 				for _, st := range part.statements {
-					p.baseline = p.baseline || tierOf(st.order) > TierNormal && st.effect >= EffectAuth
+					if tierOf(st.order) > TierNormal && st.effect >= EffectAuth {
+						p.views |= counts
+					}
 					if !st.names {
 						continue
 					}

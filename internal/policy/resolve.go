@@ -65,6 +65,7 @@ type view struct {
 	silence PortVerdict // where no statement decides
 	normal  bool        // it comes before the Baseline tier
 	needs   int         // selections that must hold whoever is allowed
+	local   bool        // a node reaches its own pods
 }
 
 // scratch is reused from one resolve to the next.
@@ -150,6 +151,7 @@ type plan struct {
 	own       *rule       // isolates besides the policies; else nil
 	open      *rule       // names what is allowed because nothing isolates
 	localhost *statement  // nil: none
+	local     uint8       // views in which it counts
 	names     []string    // of ports that the rules use, sorted
 	numbers   []NamedPort // ingress: what the subject has of those
 }
@@ -158,7 +160,6 @@ type plan struct {
 func (e *Engine) plan(id *identity.Identity, groups []*group, d verdict.Direction, own []NamedPort) plan {
 	im := &e.implicit[d]
 	p := plan{direction: d, open: im.open}
-	isolated, baseline := false, false
 	h := make([]byte, 0, 256)
 	h = fmt.Appendf(h, "%d %q %t %t\n", d, e.cfg.Cluster, e.cfg.DualStack, e.cfg.OnlyIPv6)
 	for _, g := range groups {
@@ -167,8 +168,7 @@ func (e *Engine) plan(id *identity.Identity, groups []*group, d verdict.Directio
 			continue
 		}
 		p.parts = append(p.parts, part)
-		isolated = isolated || len(part.isolates) > 0
-		baseline = baseline || part.baseline
+		p.local |= part.views
 		p.names = union(p.names, part.names)
 		h = append(h, part.digest[:]...)
 	}
@@ -181,10 +181,10 @@ func (e *Engine) plan(id *identity.Identity, groups []*group, d verdict.Directio
 		p.own = im.always
 	}
 	if p.own != nil {
-		isolated = true
+		p.local = 3
 		h = binary.BigEndian.AppendUint64(h, p.own.id)
 	}
-	if isolated || baseline { // a node reaches its own pods, unless a rule of the Normal tier or above says no
+	if p.local != 0 { // where something may deny
 		p.localhost = im.localhost
 	}
 	h = fmt.Appendf(h, "\nlocalhost %t", p.localhost != nil)
@@ -270,7 +270,7 @@ func (e *Engine) prepare(p plan) *resolved {
 // view is what a subject says where no statement does: those that isolate in the Normal tier or above have the word
 // before the Baseline tier, the others after it.
 func (e *Engine) view(p *plan, audit bool) view {
-	var v view
+	v := view{local: p.local>>b2i(audit)&1 != 0}
 	var early, late []*rule
 	for _, part := range p.parts {
 		for _, i := range part.isolates {
