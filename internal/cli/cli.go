@@ -141,7 +141,7 @@ Environment:
 	root.PersistentFlags().StringVar(&s.socket, "socket", "", "the agent's socket (default "+defaultSocket()+")")
 	root.PersistentFlags().StringVar(&s.colour, "color", "auto", "colours: auto (on a terminal, unless NO_COLOR is set), always, never")
 	root.AddCommand(
-		s.statusCommand(), s.endpointCommand(), s.identityCommand(), s.policyCommand(), s.ipCommand(), s.nodeCommand(),
+		s.statusCommand(), s.endpointCommand(), s.identityCommand(), s.policyCommand(), s.ipCommand(), s.nodeCommand(), s.healthCommand(),
 		s.configCommand(), s.metricsCommand(), s.bpfCommand(), s.monitorCommand(), s.dbCommand(), s.cleanupCommand(),
 		completionCommand(), s.versionCommand(), labCommand(),
 	)

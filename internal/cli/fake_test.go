@@ -342,6 +342,14 @@ func (a *fakeAgent) DumpTable(_ context.Context, req *agentv1.DumpTableRequest) 
 	case "endpoints":
 		row := fmt.Sprintf(`{"id":11,"pod":"deathstar%s","labels":[{"source":"k8s","key":"org"}]}`, strings.NewReplacer("\x1b", `\u001b`, "\n", `\n`, "\x00", "").Replace(a.hostile))
 		return &agentv1.DumpTableResponse{Rows: []string{row, `{"id":12,"phase":"ready","pod":"xwing"}`}}, nil
+	case "health":
+		if a.sick {
+			break // asks nobody
+		}
+		return &agentv1.DumpTableResponse{Rows: []string{
+			`{"node":"node1","kind":"node","address":"172.31.0.11","local":true,"icmp":{"ok":true,"rtt":20000,"since":"2026-11-21T10:00:00Z"},"http":{"ok":true,"rtt":150000,"since":"2026-11-21T10:00:00Z"}}`,
+			fmt.Sprintf(`{"node":"node2","kind":"endpoint","address":"10.2.0.9","icmp":{"ok":true,"rtt":310000,"since":"2026-11-21T10:00:00Z"},"http":{"ok":false,"rtt":0,"error":"ask 10.2.0.9: no answer%s","since":"2026-11-21T10:00:00Z"}}`, strings.NewReplacer("\x1b", `\u001b`, "\n", `\n`, "\x00", "").Replace(a.hostile)),
+		}}, nil
 	}
 	return nil, status.Errorf(codes.NotFound, "table %q: no such table; 'porin db' lists them", req.GetTable())
 }
