@@ -16,9 +16,9 @@ func needRoot(t testing.TB) {
 	t.Fatal("needs root: run with sudo")
 }
 
-// The hard limit of an established packet; the target is 120 ns. The least of many runs, so a busy machine does not
-// break it.
-const establishedLimit = 200
+// The hard limit of an established packet, in runs of a program that does nothing: 200 ns where that takes 26 ns; the target is
+// 120 ns. Both are the least of many runs, and a slow machine is slow for both.
+const establishedLimit = 8
 
 func TestRootMeasure(t *testing.T) {
 	needRoot(t)
@@ -26,10 +26,16 @@ func TestRootMeasure(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%+v", err)
 	}
+	var empty float64
+	for _, m := range ms {
+		if m.Name == "empty_program_ns" {
+			empty = m.Min
+		}
+	}
 	for _, m := range ms {
 		t.Logf("%-30s %6.1f ns  (max %6.1f of %d runs)  %s", m.Name, m.Min, m.Max, m.Runs, m.About)
-		if m.Name == "established_packet_ns" && m.Min > establishedLimit {
-			t.Errorf("an established packet costs %.1f ns, want at most %d", m.Min, establishedLimit)
+		if m.Name == "established_packet_ns" && m.Min > establishedLimit*empty {
+			t.Errorf("an established packet costs %.1f ns, want at most %d times the %.1f ns of an empty program", m.Min, establishedLimit, empty)
 		}
 	}
 	for _, c := range code {

@@ -103,12 +103,12 @@ func TestCallEndsWithItsContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	c, err := Dial(ctx, filepath.Join(n.run, SocketName))
+	c, err := Dial(t.Context(), filepath.Join(n.run, SocketName))
 	if err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
 	if _, err := c.Call(ctx, Request{Command: Status}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v, want the deadline", err)
 	}

@@ -96,8 +96,7 @@ func randomPolicy(r *rand.Rand, name string) string {
 // verdict is that of the rules before or that of the rules after, and once the new one has been seen the old one does not
 // come back.
 func TestChangesAreNeverMixed(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := soakSeed(t)
 	r := rand.New(rand.NewPCG(seed, 1))
 	for range 40 {
 		a := startAgent(t, newModel(), newStore(), filepath.Join(t.TempDir(), "state"), func(c *Config) { c.Grace = time.Nanosecond })

@@ -209,7 +209,7 @@ func TestDevicesAreMadeInParallel(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 			defer cancel()
 			if _, err := a.Create(ctx, request(fmt.Sprintf("p%d", i))); err != nil {
 				t.Error(err)
@@ -305,7 +305,7 @@ func TestUndoIsRetried(t *testing.T) {
 
 func TestCreateWaitsForPolicies(t *testing.T) {
 	a := startAgent(t, newModel(), newStore(), filepath.Join(t.TempDir(), "state"))
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second) // long enough to come to the point where it waits
 	defer cancel()
 	if _, err := a.Create(ctx, request("one")); !errors.Is(err, ErrNotReady) {
 		t.Fatalf("before the first policies: got %v, want ErrNotReady", err)

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -540,10 +541,22 @@ func (a *agent) empty() {
 	}
 }
 
+// soakSeed is the same in every run, so that a run says something of the change and not of chance; another one in every run
+// with PORIN_SOAK, which is how faults are looked for.
+func soakSeed(t testing.TB) uint64 {
+	t.Helper()
+	if os.Getenv("PORIN_SOAK") == "" {
+		return 1
+	}
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	return seed
+}
+
 // eventually waits for cond, looking again after each change of the endpoints table or a millisecond.
 func (a *agent) eventually(what string, cond func() bool) {
 	a.t.Helper()
-	deadline := time.NewTimer(10 * time.Second)
+	deadline := time.NewTimer(time.Minute)
 	defer deadline.Stop()
 	for !cond() {
 		_, _, changed := a.rows.Watch()
@@ -552,7 +565,7 @@ func (a *agent) eventually(what string, cond func() bool) {
 		case <-changed:
 		case <-poll.C:
 		case <-deadline.C:
-			a.t.Fatalf("waited 10 s until %s; endpoints: %+v; alarms: %q", what, a.List(), a.Alarms())
+			a.t.Fatalf("waited a minute until %s; endpoints: %+v; alarms: %q", what, a.List(), a.Alarms())
 		}
 		poll.Stop()
 	}

@@ -16,8 +16,7 @@ import (
 // that of the rules before, that of the rules after, or deny; a change that reports revision 0 has changed nothing;
 // whoever is denied for it is not ready and says why; and when the kernel works again all is as if nothing had failed.
 func TestFaultsNeverWiden(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := soakSeed(t)
 	r := rand.New(rand.NewPCG(seed, 2))
 	for range 15 {
 		a, mirror := newAgent(t), newAgent(t)
@@ -88,10 +87,10 @@ func faultyChange(t *testing.T, r *rand.Rand, a, mirror *agent) {
 		}
 	}
 	// The kernel works again.
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for ready := false; !ready; {
 		if time.Now().After(deadline) {
-			t.Fatalf("not repaired in 10 s: %+v, alarms %q", a.List(), a.Alarms())
+			t.Fatalf("not repaired in a minute: %+v, alarms %q", a.List(), a.Alarms())
 		}
 		if _, err := a.ApplyPolicies(t.Context(), nil, nil); err != nil {
 			t.Fatal(err)
