@@ -145,7 +145,7 @@ func parseFiles(files []*agentv1.ManifestFile) ([]*policy.Policy, error) {
 	var errs []error
 	where := map[policy.Ref]string{}
 	for _, f := range files {
-		ps, err := policy.Parse(f.GetName(), f.GetContent())
+		ps, err := parse(f.GetName(), f.GetContent())
 		if err != nil {
 			errs = append(errs, err)
 			continue

@@ -59,7 +59,7 @@ func (p *policies) scan(ctx context.Context) error {
 				continue
 			}
 			var ps []*policy.Policy
-			if ps, c.err = policy.Parse(path, data); c.err == nil {
+			if ps, c.err = parse(path, data); c.err == nil {
 				c.fill(ps, old.refs)
 			}
 		}

@@ -425,6 +425,9 @@ func (p *policies) Alarms() (out []string) {
 			out = append(out, fmt.Sprintf("policy file %s refused: %v; what it held before stays in force", path, f.err))
 		}
 	}
+	for _, r := range slices.SortedFunc(maps.Keys(p.want), compareRefs) {
+		out = append(out, lacking(p.want[r].Policy)...)
+	}
 	return out
 }
 
