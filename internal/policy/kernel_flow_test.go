@@ -142,10 +142,27 @@ func (w *world) addr(s side, six bool) netip.Addr {
 
 // who is behind a side, for the oracle and for the engine.
 func (w *world) who(s side) (policy.Peer, identity.Identity) {
+	peer, id := w.whom(s)
+	for _, p := range w.pods {
+		if p.row.Identity == id.ID {
+			peer.All = append(peer.All, p.ports...)
+		}
+	}
+	for _, r := range w.remotes {
+		if r.id == id.ID {
+			peer.All = append(peer.All, r.ports...)
+		}
+	}
+	return peer, id
+}
+
+func (w *world) whom(s side) (policy.Peer, identity.Identity) {
 	if p := w.pods[s.name]; p != nil {
 		id := p.peer.Identity()
 		id.ID = p.row.Identity
-		return p.peer, id
+		peer := p.peer
+		peer.Own = p.ports
+		return peer, id
 	}
 	if s.name == "host" {
 		host := policy.Reserved(identity.Host)
@@ -169,7 +186,7 @@ func (w *world) expect(f flow) (want policy.Outcome, out, in policy.Cookie) {
 	to, toID := w.who(f.to)
 	fromPod, toPod := w.pods[f.from.name] != nil, w.pods[f.to.name] != nil
 	want = w.oracle.Judge(policy.Sorted(w.docs), from, to, fromPod, toPod, f.proto, f.port)
-	d := w.engine.Decide(fromID, toID, f.proto, f.port)
+	d := w.engine.DecideAt(fromID, toID, to.Own, f.proto, f.port)
 	if fromPod {
 		out = d.Egress.Cookie
 	}
@@ -270,6 +287,10 @@ func (w *world) first(f flow) string {
 	switch {
 	case want.Action == verdict.Audit:
 		w.stats.audited++
+	case want.Reason == verdict.ProxyDown:
+		w.stats.proxied++
+	case want.Reason == verdict.AuthRequired:
+		w.stats.unproven++
 	case want.Reason == verdict.PolicyDenyRule:
 		w.stats.denied++
 	case want.Reason == verdict.PolicyDenied:

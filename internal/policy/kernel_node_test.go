@@ -2,7 +2,6 @@ package policy_test
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -214,8 +213,8 @@ func (n *kernelNode) send(program string, ifindex int, frame []byte) (forwarded 
 			return false, nil, fmt.Errorf("read events: %w", err)
 		}
 		var e bpf.Event
-		if _, err := binary.Decode(rec.RawSample, binary.NativeEndian, &e); err != nil {
-			return false, nil, fmt.Errorf("decode event: %w", err)
+		if !e.Decode(rec.RawSample) {
+			return false, nil, fmt.Errorf("an event of %d bytes is not what types.h says", len(rec.RawSample))
 		}
 		events = append(events, e)
 	}

@@ -47,11 +47,13 @@ type pod struct {
 	row       endpoint.Endpoint
 	namespace string
 	given     labels.Labels
+	ports     []policy.NamedPort
 }
 
 type remote struct {
-	peer policy.Peer
-	id   identity.ID
+	peer  policy.Peer
+	id    identity.ID
+	ports []policy.NamedPort
 }
 
 type stats struct {
@@ -59,6 +61,12 @@ type stats struct {
 	by                                map[string]int
 	allowed, refused, denied, audited int
 	rejudged, against                 int
+	proxied, unproven                 int
+}
+
+// everything tells whether every kind of verdict was made.
+func (s *stats) everything() bool {
+	return !slices.Contains([]int{s.allowed, s.refused, s.denied, s.against, s.audited, s.proxied, s.unproven}, 0) && len(s.by) == 3
 }
 
 // newWorld starts the rooms on the node, without policies and pods.
@@ -149,13 +157,14 @@ func deletePolicy(ref policy.Ref) change {
 
 func podAt(i int) string { return fmt.Sprintf("pod%d", i) }
 
-func createPod(i int, peer policy.Peer, namespace string, given labels.Labels) change {
+func createPod(i int, peer policy.Peer, namespace string, given labels.Labels, ports []policy.NamedPort) change {
 	return change{podAt(i), func(w *world) error {
 		row, err := w.endpoints.Create(w.t.Context(), endpoint.Request{
 			ContainerID: podAt(i), IfName: "eth0", Netns: w.node.netns[i], Namespace: namespace, Labels: given, MTU: 1500,
+			NamedPorts: ports,
 		})
 		if err == nil {
-			w.pods[podAt(i)] = &pod{peer, row, namespace, given}
+			w.pods[podAt(i)] = &pod{peer, row, namespace, given, ports}
 		}
 		return err
 	}}
@@ -199,7 +208,7 @@ func remotePrefixes(name string) (out []netip.Prefix) {
 }
 
 // putRemote gives addresses to a workload of another node, or to a reserved identity: the rules learn it first.
-func putRemote(name string, peer policy.Peer) change {
+func putRemote(name string, peer policy.Peer, ports []policy.NamedPort) change {
 	return change{name, func(w *world) error {
 		id := peer.Identity()
 		if len(id.Labels) == 0 || !id.ID.IsReserved() {
@@ -218,7 +227,11 @@ func putRemote(name string, peer policy.Peer) change {
 		for _, p := range remotePrefixes(name) {
 			rows[p] = id.ID
 		}
-		w.remotes[name] = remote{peer, id.ID}
+		was := w.remotes[name].id
+		w.remotes[name] = remote{peer, id.ID, ports}
+		if err := w.learnPorts(was, id.ID); err != nil {
+			return err
+		}
 		if err := w.node.datapath.PutPrefixes(rows); err != nil {
 			return err
 		}
@@ -228,7 +241,11 @@ func putRemote(name string, peer policy.Peer) change {
 
 func forgetRemote(name string) change {
 	return change{name, func(w *world) error {
+		was := w.remotes[name].id
 		delete(w.remotes, name)
+		if err := w.learnPorts(was); err != nil {
+			return err
+		}
 		if err := w.node.datapath.DeletePrefixes(remotePrefixes(name)); err != nil {
 			return err
 		}
@@ -236,12 +253,29 @@ func forgetRemote(name string) change {
 	}}
 }
 
+// learnPorts says which named ports the workloads of other nodes have.
+func (w *world) learnPorts(ids ...identity.ID) error {
+	set := map[identity.ID][]policy.NamedPort{}
+	for _, id := range ids {
+		set[id] = nil
+		for _, r := range w.remotes {
+			if r.id == id {
+				set[id] = append(set[id], r.ports...)
+			}
+		}
+	}
+	delete(set, identity.Unknown)
+	return w.endpoints.LearnPorts(w.t.Context(), set)
+}
+
 // random makes a change that is possible now.
 func (w *world) random() change {
 	o := w.oracle
-	switch o.IntN(8) {
+	switch o.IntN(9) {
+	case 8:
+		return putPolicy(o.Object(w.t))
 	case 0, 1, 2:
-		return putPolicy(o.Doc(w.t, fmt.Sprintf("p%d", o.IntN(6))))
+		return putPolicy(o.Doc(w.t, fmt.Sprintf("p%d", o.IntN(9))))
 	case 3:
 		if docs := policy.Sorted(w.docs); len(docs) > 0 {
 			return deletePolicy(docs[o.IntN(len(docs))].Policy.Ref)
@@ -253,16 +287,16 @@ func (w *world) random() change {
 		}
 		if o.IntN(3) == 0 {
 			kinds := []identity.ID{identity.RemoteNode, identity.Health, identity.Unmanaged, identity.KubeAPIServer, identity.Ingress}
-			return putRemote(remoteAt(i), policy.Reserved(kinds[o.IntN(len(kinds))]))
+			return putRemote(remoteAt(i), policy.Reserved(kinds[o.IntN(len(kinds))]), nil)
 		}
-		return putRemote(remoteAt(i), o.Remote())
+		return putRemote(remoteAt(i), o.Remote(), o.Numbers())
 	case 5:
 		i := o.IntN(pods)
 		if _, there := w.pods[podAt(i)]; there {
 			return deletePod(podAt(i))
 		}
 		peer, ns, given := o.Pod()
-		return createPod(i, peer, ns, given)
+		return createPod(i, peer, ns, given, o.Numbers())
 	}
 	i := o.IntN(pods)
 	if p, there := w.pods[podAt(i)]; there {
@@ -270,5 +304,5 @@ func (w *world) random() change {
 		return relabelPod(podAt(i), peer, given)
 	}
 	peer, ns, given := o.Pod()
-	return createPod(i, peer, ns, given)
+	return createPod(i, peer, ns, given, o.Numbers())
 }
