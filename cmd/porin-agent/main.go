@@ -20,9 +20,12 @@ func main() { os.Exit(run(os.Args[1:])) }
 func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if len(args) == 3 && args[0] == agent.StoreCommand { // the agent calls itself; see kvstore.Process
-		return exit(kvstore.Serve(ctx, slog.New(slog.NewTextHandler(os.Stderr, nil)).With("subsystem", "store"),
-			kvstore.ServerConfig{Dir: args[1], Socket: args[2]}))
+	if len(args) > 0 && args[0] == agent.StoreCommand { // the agent calls itself; see kvstore.Process
+		cfg, err := kvstore.ParseServer(args[1:])
+		if err == nil {
+			err = kvstore.Serve(ctx, slog.New(slog.NewTextHandler(os.Stderr, nil)).With("subsystem", "store"), cfg)
+		}
+		return exit(err)
 	}
 	if len(args) == 1 && (args[0] == "version" || args[0] == "--version") {
 		fmt.Println(agent.Version)

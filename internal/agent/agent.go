@@ -54,6 +54,7 @@ type agent struct {
 	addresses  *ipam.IPAM
 	store      *kvstore.Client
 	identities *identity.Allocator
+	cluster    *cluster
 	engine     *engine
 	datapath   *datapath.Datapath
 	endpoints  *endpoint.Endpoints
@@ -72,6 +73,7 @@ type agent struct {
 //	cidr identities ← pinned prefixes; identities ← state files      -            (the store may be away)
 //	endpoints ......... restored, under the rules they had           datapath
 //	identities, datapath, endpoints: running                         -
+//	cluster ........... own records, other nodes, other clusters     -            (the store may be away)
 //	events → flow observer, metrics listener                         datapath
 //	policies .......... saved ones and watched folder, in force      endpoints
 //	sockets ........... API, CNI                                     all of the above
@@ -95,10 +97,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer func() { err = errors.Join(err, run.stop()) }()
 
 	// the store
-	storeCfg := kvstore.Config{Endpoints: cfg.Endpoints, Cert: cfg.StoreCert, Key: cfg.StoreKey, CA: cfg.StoreCA, Node: cfg.NodeName}
+	storeCfg := cfg.storeClient(a.metrics.StoreDid)
 	if cfg.Endpoints == nil {
-		server := kvstore.ServerConfig{Dir: filepath.Join(cfg.StateDir, storeDir), Socket: filepath.Join(cfg.RunDir, storeSocket)}
-		process := &kvstore.Process{Log: room("store"), Path: "/proc/self/exe", Args: []string{StoreCommand, server.Dir, server.Socket}}
+		server := cfg.storeServer()
+		process := &kvstore.Process{Log: room("store"), Path: "/proc/self/exe", Args: append([]string{StoreCommand}, server.Args()...)}
 		run.start("store", process.Run)
 		storeCfg.Endpoints = []string{server.Endpoint()}
 	}
@@ -119,7 +121,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	dual := cfg.IPv4Range.IsValid() && cfg.IPv6Range.IsValid()
 	identities := identity.NewTable(a.db)
 	a.identities = identity.New(room("identity"), identity.Config{
-		DualStack: dual,
+		DualStack: dual, ClusterID: cfg.Cluster.ID,
+		Withdraw:  func(id identity.ID) error { return a.cluster.nodes.Withdraw(id) },
+		Told:      func(id identity.ID) { a.cluster.nodes.Told(id) },
 		Conflict:  func(id identity.ID, _ labels.Labels) { a.endpoints.Reidentify(id) }, // called by Run only, below
 	}, a.metrics.Store(numbers), identities)
 	if a.addresses, err = ipam.New(ipam.Config{IPv4: cfg.IPv4Range, IPv6: cfg.IPv6Range}); err != nil {
@@ -141,13 +145,14 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	run.atEnd("datapath handles", a.datapath.Close)
+	a.cluster = a.newCluster(room("node"))
 
 	// what was there before: it goes on as it was until the policies below are in force
 	began = time.Now()
 	prefixes := a.datapath.RestoredPrefixes()
 	a.identities.RestoreCIDRs(prefixes)
 	a.endpoints = endpoint.New(room("endpoint"),
-		endpoint.Config{StateDir: cfg.StateDir, MTU: a.datapath.MTU, Security: cfg.Labels.Security, Prefixes: prefixes, Identities: identities},
+		endpoint.Config{StateDir: cfg.StateDir, MTU: a.datapath.MTU, Security: cfg.security, Prefixes: prefixes, Identities: identities},
 		endpoint.Deps{DB: a.db, Datapath: a.metrics.Datapath(a.datapath), Policy: a.engine, Identities: a.identities, Addresses: a.addresses})
 	err = a.endpoints.Restore(ctx)
 	a.metrics.Bootstrapped("restore", time.Since(began), err)
@@ -161,6 +166,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	run.start("identity sweep", a.sweep)
 	run.start("datapath", a.datapath.Run)
 	run.start("endpoint", a.endpoints.Run)
+	if err := a.startCluster(run, room); err != nil {
+		return err
+	}
 
 	// observing
 	a.observer = flow.New(room("flow"), a, 0)

@@ -48,6 +48,7 @@ type Config struct {
 	PolicyDir              string
 	Labels                 *labels.Filter
 	Endpoints              []string // of the store; nil: the embedded one
+	Cluster                ClusterConfig
 	StoreCert              string
 	StoreKey               string
 	StoreCA                string
@@ -103,6 +104,7 @@ func flags() *pflag.FlagSet {
 	f.String("kvstore-cert", "", "client certificate for the store (PEM)")
 	f.String("kvstore-key", "", "its key (PEM)")
 	f.String("kvstore-ca", "", "certificates of the store's authority (PEM; default: the system's)")
+	clusterFlags(f)
 	f.String("metrics-address", "127.0.0.1:9962", "listener for Prometheus ('' for none)")
 	f.String("log-level", "info", "debug, info, warn, or error")
 	f.Uint32("ct-max", 0, "connections to track (0: the default of the maps)")
@@ -341,6 +343,7 @@ func build(fs *pflag.FlagSet) (Config, error) {
 	c.Labels = filter
 	c.Endpoints = b.store("kvstore")
 	c.StoreCert, c.StoreKey, c.StoreCA = c.values["kvstore-cert"], c.values["kvstore-key"], c.values["kvstore-ca"]
+	b.cluster(&c, fs)
 	if c.MetricsAddress = c.values["metrics-address"]; c.MetricsAddress != "" {
 		if _, port, err := net.SplitHostPort(c.MetricsAddress); err != nil || port == "" {
 			b.fail("metrics-address", fmt.Sprintf("%q: HOST:PORT is wanted, or '' for none", c.MetricsAddress))

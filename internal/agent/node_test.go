@@ -52,7 +52,10 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	case StoreCommand:
-		err := kvstore.Serve(context.Background(), slog.New(slog.NewTextHandler(os.Stderr, nil)), kvstore.ServerConfig{Dir: os.Args[2], Socket: os.Args[3]})
+		cfg, err := kvstore.ParseServer(os.Args[2:])
+		if err == nil {
+			err = kvstore.Serve(context.Background(), slog.New(slog.NewTextHandler(os.Stderr, nil)), cfg)
+		}
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	case "hold-netns":

@@ -21,7 +21,7 @@ import (
 // TestMain lets the test binary be the store's process, or the parent of one.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == "serve-store" {
-		err := Serve(context.Background(), slog.New(slog.NewTextHandler(io.Discard, nil)), ServerConfig{os.Args[2], os.Args[3]})
+		err := Serve(context.Background(), slog.New(slog.NewTextHandler(io.Discard, nil)), ServerConfig{Dir: os.Args[2], Socket: os.Args[3]})
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

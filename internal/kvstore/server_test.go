@@ -46,7 +46,7 @@ func TestSocketIsForTheOwnerOnly(t *testing.T) {
 }
 
 func TestSocketPathTooLong(t *testing.T) {
-	err := Serve(t.Context(), logTo(t), ServerConfig{t.TempDir(), "/" + strings.Repeat("x", 120)})
+	err := Serve(t.Context(), logTo(t), ServerConfig{Dir: t.TempDir(), Socket: "/" + strings.Repeat("x", 120)})
 	if err == nil || !strings.Contains(err.Error(), "shorter run folder") {
 		t.Errorf("got %v, want to be told to choose a shorter path", err)
 	}
@@ -55,7 +55,7 @@ func TestSocketPathTooLong(t *testing.T) {
 // The server dies; its process comes back and the data with it.
 func TestProcessComesBack(t *testing.T) {
 	dir := shortDir(t)
-	cfg := ServerConfig{filepath.Join(dir, "etcd"), filepath.Join(dir, "etcd.sock")}
+	cfg := ServerConfig{Dir: filepath.Join(dir, "etcd"), Socket: filepath.Join(dir, "etcd.sock")}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +87,7 @@ func TestProcessComesBack(t *testing.T) {
 // The agent is killed without a chance to clean up: its store dies with it.
 func TestProcessDiesWithItsParent(t *testing.T) {
 	dir := shortDir(t)
-	cfg := ServerConfig{filepath.Join(dir, "etcd"), filepath.Join(dir, "etcd.sock")}
+	cfg := ServerConfig{Dir: filepath.Join(dir, "etcd"), Socket: filepath.Join(dir, "etcd.sock")}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -281,7 +281,7 @@ func TestRootDiskFull(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	cfg := ServerConfig{filepath.Join(disk, "etcd"), filepath.Join(dir, "etcd.sock")}
+	cfg := ServerConfig{Dir: filepath.Join(disk, "etcd"), Socket: filepath.Join(dir, "etcd.sock")}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

@@ -70,7 +70,7 @@ func New(src Sources, version string) *Metrics {
 		}, []string{"scope", "outcome"}),
 		logged: counter("errors_warnings_total", "Errors and warnings in the agent's log, by level and subsystem.",
 			"level", "subsystem"),
-		kvstore: histogram("kvstore_operations_duration_seconds", "How long operations of the key-value store took, by scope (identities), kind (write), action (allocate, release) and outcome (success, fail).",
+		kvstore: histogram("kvstore_operations_duration_seconds", "How long operations of the key-value store took, by scope (identities, addresses, node, heartbeat), kind (read, write), action (allocate, release, transact) and outcome (success, fail).",
 			seconds, "scope", "kind", "action", "outcome"),
 		implementation: histogram("policy_implementation_delay_seconds", "Time from asking for a change of policy until every endpoint enforced it, by source of the policy.",
 			seconds, "source"),

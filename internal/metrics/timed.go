@@ -74,6 +74,15 @@ func (t timed) Commit() error {
 	return err
 }
 
+// StoreDid counts an operation of the key-value store; scope says what it was about.
+func (m *Metrics) StoreDid(scope string, took time.Duration, err error) {
+	kind := "write"
+	if scope == "heartbeat" {
+		kind = "read"
+	}
+	m.kvstore.WithLabelValues(scope, kind, "transact", outcome(err)).Observe(took.Seconds())
+}
+
 // stored is a store whose transactions are measured.
 type stored struct {
 	identity.Store

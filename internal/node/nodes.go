@@ -106,6 +106,13 @@ func (n *Nodes) SetSelf(self Node) {
 	n.wake()
 }
 
+// Self is what this node is.
+func (n *Nodes) Self() Node {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.book.self
+}
+
 // Heard takes in what the store of a cluster told.
 func (n *Nodes) Heard(s Source, b Batch) {
 	n.mu.Lock()
