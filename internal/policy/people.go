@@ -98,7 +98,7 @@ func (p *people) members(s *selection, cfg *Config) []int32 {
 			}
 		}
 	}
-	as := anchors(s.want.Selector)
+	sets := anchors(s.want.Selector)
 	switch {
 	case s.cidr.Prefix.IsValid():
 		for _, slots := range p.blocks.Subnets(s.cidr.Prefix) {
@@ -106,8 +106,8 @@ func (p *people) members(s *selection, cfg *Config) []int32 {
 		}
 	case s.fqdn != "":
 		try(p.byLabel[anchor{key: s.fqdn}])
-	case s.entity == "" && len(as) > 0 && !as[0].exists:
-		for _, a := range as {
+	case s.entity == "" && len(sets) > 0 && !sets[0][0].exists:
+		for _, a := range sets[rarest(sets, func(a anchor) int { return len(p.byLabel[a]) })] {
 			try(p.byLabel[a])
 		}
 	default:

@@ -25,7 +25,7 @@ type resolved struct {
 	required   []uint8        // by selection: the views in which it narrows what is allowed; nil: none does
 	names      []string       // of ports that peers have; nil: the rules use none
 	other      *Table         // Subject.Else
-	peers      []*Table       // by slot; nil: as everyone else
+	peers      peerTables     // of those who are not as everyone else
 	classes    map[string]*Table
 	snapshot   weak.Pointer[Subject]
 	small      *Subject // keeps the snapshot, unless it is big
@@ -33,25 +33,17 @@ type resolved struct {
 	pending    []int32  // scratch of addIdentity
 }
 
-func (r *resolved) peer(n int32) *Table {
-	if int(n) < len(r.peers) {
-		return r.peers[n]
-	}
-	return nil
-}
+func (r *resolved) peer(n int32) *Table { return r.peers.get(n) }
 
 func (r *resolved) setPeer(n int32, t *Table) {
-	if int(n) >= len(r.peers) {
-		r.peers = append(r.peers, make([]*Table, int(n)+1-len(r.peers))...)
-	}
-	r.peers[n] = t
+	r.peers.set(n, t)
 	r.snapshot, r.small = weak.Pointer[Subject]{}, nil
 }
 
 // count returns the rows of the tables in use.
 func (r *resolved) count() int {
-	n, seen := len(r.other.Rows), map[*Table]bool{r.other: true, nil: true}
-	for _, t := range r.peers {
+	n, seen := len(r.other.Rows), map[*Table]bool{r.other: true}
+	for _, t := range r.peers.all() {
 		if !seen[t] {
 			seen[t] = true
 			n += len(t.Rows)
@@ -70,7 +62,8 @@ type view struct {
 
 // scratch is reused from one resolve to the next.
 type scratch struct {
-	class  []int32 // by slot
+	class  []int32 // by slot; all 0 between two uses
+	placed []int32 // slots of another class
 	nodes  []node
 	having []having
 	list   []*statement
@@ -213,15 +206,10 @@ func (e *Engine) subject(p plan) (*Subject, error) {
 		return s, nil
 	}
 	s := &Subject{Key: r.key, Direction: r.direction, Isolated: r.isolated, Default: r.def, Else: r.other}
-	n := 0
-	for _, t := range r.peers {
-		n += b2i(t != nil)
-	}
+	n := r.peers.n
 	s.Peers = make(map[identity.ID]*Table, n)
-	for i, t := range r.peers {
-		if t != nil {
-			s.Peers[e.people.slots[i].ID] = t
-		}
+	for i, t := range r.peers.all() {
+		s.Peers[e.people.slots[i].ID] = t
 	}
 	if r.snapshot = weak.Make(s); n <= 4096 {
 		r.small = s
@@ -360,7 +348,15 @@ func (e *Engine) keep(r *resolved) {
 // resolve sorts the identities into classes and flattens each class that has members.
 func (e *Engine) resolve(r *resolved) error {
 	sc := &e.scratch
-	sc.class = append(sc.class[:0], make([]int32, len(e.people.slots))...)
+	if n := len(e.people.slots); n > len(sc.class) {
+		sc.class = make([]int32, n+n/4)
+	}
+	sc.placed = sc.placed[:0]
+	defer func() {
+		for _, m := range sc.placed {
+			sc.class[m] = 0
+		}
+	}()
 	sc.nodes = append(sc.nodes[:0], node{split: -1})
 	split := func(i int32, members []int32) {
 		for _, m := range members {
@@ -370,6 +366,9 @@ func (e *Engine) resolve(r *resolved) error {
 				n.split, n.into = i, int32(len(sc.nodes))
 				sc.nodes = append(sc.nodes, node{parent: c, selection: i, split: -1})
 				n = &sc.nodes[c]
+			}
+			if c == 0 {
+				sc.placed = append(sc.placed, m)
 			}
 			sc.class[m] = n.into
 		}
@@ -381,11 +380,19 @@ func (e *Engine) resolve(r *resolved) error {
 	for i, h := range sc.having {
 		split(int32(len(r.selections)+i), h.members)
 	}
-	r.peers = make([]*Table, len(e.people.slots))
-	for m, c := range sc.class {
-		if c == 0 {
-			continue
+	r.peers = newPeerTables(len(sc.placed), len(e.people.slots))
+	if r.peers.many == nil {
+		slices.Sort(sc.placed)
+	} else { // in the order of memory
+		sc.placed = sc.placed[:0]
+		for m := range e.people.slots {
+			if sc.class[m] != 0 {
+				sc.placed = append(sc.placed, int32(m))
+			}
 		}
+	}
+	for _, m := range sc.placed {
+		c := sc.class[m]
 		n := &sc.nodes[c]
 		if n.table == nil {
 			if e.nodeTable(r, c); r.rows > e.cfg.MaxRows {
@@ -393,7 +400,7 @@ func (e *Engine) resolve(r *resolved) error {
 			}
 		}
 		if n.table != r.other {
-			r.peers[m] = n.table
+			r.peers.put(m, n.table)
 		}
 	}
 	return nil
@@ -521,10 +528,8 @@ func (e *Engine) sweepNow() {
 	for _, r := range e.resolved {
 		r.classes = nil
 		used[r.other] = true
-		for _, t := range r.peers {
-			if t != nil {
-				used[t] = true
-			}
+		for _, t := range r.peers.all() {
+			used[t] = true
 		}
 		cookies[r.views[0].silence.Cookie], cookies[r.views[1].silence.Cookie] = true, true
 		for _, st := range r.statements {

@@ -141,32 +141,45 @@ type anchor struct {
 	exists     bool
 }
 
-// anchors returns labels of which each set that satisfies s holds at least one, the rarest guess first; none if s can
-// be satisfied without any label.
-func anchors(s labels.Selector) []anchor {
-	var best []anchor
-	rank := -1
+// anchors returns sets of labels, of each of which every label set that satisfies s holds at least one; none if s can be
+// satisfied without any label. Sets of labels with their values come alone where there are any, those of namespaces last.
+func anchors(s labels.Selector) (out [][]anchor) {
+	var namespaces, keys [][]anchor
 	for _, q := range s.Requirements() {
 		if !q.Positive() {
 			continue
 		}
-		r := 2
-		switch {
-		case q.Operator == labels.Exists:
-			r = 0
-		case isNamespaceKey(q.Key):
-			r = 1
-		}
-		if r <= rank {
-			continue
-		}
-		rank, best = r, nil
 		if q.Operator == labels.Exists {
-			best = []anchor{{key: q.Key, exists: true}}
+			keys = append(keys, []anchor{{key: q.Key, exists: true}})
 			continue
 		}
-		for _, v := range q.Values {
-			best = append(best, anchor{key: q.Key, value: v})
+		list := make([]anchor, len(q.Values))
+		for i, v := range q.Values {
+			list[i] = anchor{key: q.Key, value: v}
+		}
+		if isNamespaceKey(q.Key) {
+			namespaces = append(namespaces, list)
+		} else {
+			out = append(out, list)
+		}
+	}
+	if out = append(out, namespaces...); out == nil {
+		return keys
+	}
+	return out
+}
+
+// rarest returns which of several sets of anchors lead to the fewest. With 25,000 namespaces that all have an app=web it
+// is the namespace, with 10,000 apps in one namespace the app.
+func rarest(sets [][]anchor, count func(anchor) int) (best int) {
+	least := -1
+	for i, set := range sets {
+		n := 0
+		for _, a := range set {
+			n += count(a)
+		}
+		if least < 0 || n < least {
+			best, least = i, n
 		}
 	}
 	return best
@@ -175,34 +188,40 @@ func anchors(s labels.Selector) []anchor {
 // byLabel finds selectors by the labels of an identity without asking each.
 type byLabel[T comparable] struct {
 	anchored map[anchor][]T
-	loose    []T // could match whatever the labels are
+	chosen   map[T]int // which of its sets of anchors
+	loose    []T       // could match whatever the labels are
 }
 
 func (x *byLabel[T]) add(s labels.Selector, t T) {
 	if x.anchored == nil {
-		x.anchored = map[anchor][]T{}
+		x.anchored, x.chosen = map[anchor][]T{}, map[T]int{}
 	}
-	as := anchors(s)
-	if as == nil {
+	sets := anchors(s)
+	if sets == nil {
 		x.loose = append(x.loose, t)
+		return
 	}
-	for _, a := range as {
+	i := rarest(sets, func(a anchor) int { return len(x.anchored[a]) })
+	x.chosen[t] = i
+	for _, a := range sets[i] {
 		x.anchored[a] = append(x.anchored[a], t)
 	}
 }
 
 func (x *byLabel[T]) remove(s labels.Selector, t T) {
-	as := anchors(s)
-	if as == nil {
+	sets := anchors(s)
+	if sets == nil {
 		x.loose = without(x.loose, t)
+		return
 	}
-	for _, a := range as {
+	for _, a := range sets[x.chosen[t]] {
 		if rest := without(x.anchored[a], t); len(rest) == 0 {
 			delete(x.anchored, a)
 		} else {
 			x.anchored[a] = rest
 		}
 	}
+	delete(x.chosen, t)
 }
 
 func without[T comparable](list []T, t T) []T {
