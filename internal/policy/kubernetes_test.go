@@ -197,9 +197,9 @@ func TestRule11KubernetesPolicy(t *testing.T) {
 		{
 			"pods and blocks in one rule: either, and the rule keeps its number", netpol(dbPods + "ingress:\n- {from: [{podSelector: {}}, {ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: 80}]}\n- {from: [{namespaceSelector: {}}], ports: [{port: 81}]}"),
 			`web > db tcp 80: allow by red/p0 ingress[0]
-			192.0.2.0/24 > db tcp 80: allow
+			192.0.2.0/24 > db tcp 80: allow by red/p0 ingress[0]
 			192.0.2.0/24 > db tcp 81: deny
-			other > db tcp 81: allow`,
+			other > db tcp 81: allow by red/p0 ingress[1]`,
 		},
 		{
 			"policies add up", netpol(dbPods+"ingress:\n- from: [{podSelector: {matchLabels: {app: web}}}]") + "---\n" + strings.Replace(netpol("podSelector: {}\ningress:\n- from: [{namespaceSelector: {matchLabels: {team: y}}}]"), "name: p", "name: q", 1),
