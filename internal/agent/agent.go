@@ -7,14 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	agentv1 "porin/api/agent/v1"
 	"porin/internal/datapath"
 	"porin/internal/endpoint"
 	"porin/internal/flow"
+	"porin/internal/health"
 	"porin/internal/identity"
 	"porin/internal/ipam"
 	"porin/internal/kvstore"
@@ -59,6 +62,8 @@ type agent struct {
 	datapath   *datapath.Datapath
 	endpoints  *endpoint.Endpoints
 	policies   *policies
+	health     *health.Mesh // nil without other nodes
+	healthAt   atomic.Pointer[[]netip.Addr]
 	observer   *flow.Observer
 	metrics    *metrics.Metrics
 }
@@ -76,6 +81,7 @@ type agent struct {
 //	cluster ........... own records, other nodes, other clusters     -            (the store may be away)
 //	events → flow observer, metrics listener                         datapath
 //	policies .......... saved ones and watched folder, in force      endpoints
+//	health ............ own endpoint, questions to the other nodes   endpoints
 //	sockets ........... API, CNI                                     all of the above
 func Run(ctx context.Context, cfg Config) (err error) {
 	a := &agent{cfg: cfg, live: newLive(cfg), started: time.Now()}
@@ -122,9 +128,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	identities := identity.NewTable(a.db)
 	a.identities = identity.New(room("identity"), identity.Config{
 		DualStack: dual, ClusterID: cfg.Cluster.ID,
-		Withdraw:  func(id identity.ID) error { return a.cluster.nodes.Withdraw(id) },
-		Told:      func(id identity.ID) { a.cluster.nodes.Told(id) },
-		Conflict:  func(id identity.ID, _ labels.Labels) { a.endpoints.Reidentify(id) }, // called by Run only, below
+		Withdraw: func(id identity.ID) error { return a.cluster.nodes.Withdraw(id) },
+		Told:     func(id identity.ID) { a.cluster.nodes.Told(id) },
+		Conflict: func(id identity.ID, _ labels.Labels) { a.endpoints.Reidentify(id) }, // called by Run only, below
 	}, a.metrics.Store(numbers), identities)
 	if a.addresses, err = ipam.New(ipam.Config{IPv4: cfg.IPv4Range, IPv6: cfg.IPv6Range}); err != nil {
 		return err
@@ -151,6 +157,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	began = time.Now()
 	prefixes := a.datapath.RestoredPrefixes()
 	a.identities.RestoreCIDRs(prefixes)
+	if err := a.recall(); err != nil {
+		return err
+	}
 	a.endpoints = endpoint.New(room("endpoint"),
 		endpoint.Config{StateDir: cfg.StateDir, MTU: a.datapath.MTU, Security: cfg.security, Prefixes: prefixes, Identities: identities},
 		endpoint.Deps{DB: a.db, Datapath: a.metrics.Datapath(a.datapath), Policy: a.engine, Identities: a.identities, Addresses: a.addresses})
@@ -166,6 +175,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	run.start("identity sweep", a.sweep)
 	run.start("datapath", a.datapath.Run)
 	run.start("endpoint", a.endpoints.Run)
+	a.newHealth(room("health"))
 	if err := a.startCluster(run, room); err != nil {
 		return err
 	}
@@ -187,6 +197,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	run.start("policies", a.policies.Run)
+	a.startHealth(run, room("health"))
 
 	// the doors
 	if err := a.openCNI(run, room("cni")); err != nil {

@@ -76,6 +76,7 @@ func (a *agent) newCluster(log *slog.Logger) *cluster {
 func (a *agent) self(addresses []netip.Addr) node.Node {
 	n := node.Node{
 		Cluster: a.cfg.ClusterName, ClusterID: a.cfg.Cluster.ID, Name: a.cfg.NodeName, Addresses: addresses, Labels: a.cfg.Cluster.NodeLabels,
+		Health:     a.healthAddresses(),
 		Generation: 1, // until there is a claim
 	}
 	for _, p := range []netip.Prefix{a.cfg.IPv4Range, a.cfg.IPv6Range} {
@@ -89,8 +90,8 @@ func (a *agent) self(addresses []netip.Addr) node.Node {
 // startCluster publishes and listens, once the endpoints are restored.
 func (a *agent) startCluster(run *stack, room func(string) *slog.Logger) error {
 	c := a.cluster
-	run.start("node", c.nodes.Run)
 	if !a.cfg.Cluster.Shared {
+		run.start("node", c.nodes.Run)
 		return nil
 	}
 	path := filepath.Join(a.cfg.StateDir, claimFile)
@@ -105,7 +106,12 @@ func (a *agent) startCluster(run *stack, room func(string) *slog.Logger) error {
 	c.records.OnClaim(func(uint64) { a.publishSelf(nil) })
 	first := a.publishEndpoints(nil)
 	last := a.nodeAddresses()
+	if len(last) == 0 {
+		last = c.nodes.Self().Addresses // an uplink that is not up yet does not make the others unreachable for good
+	}
 	a.publishSelf(last)
+	run.start("node", c.nodes.Run)
+	run.start("keep", a.keep)
 	own := node.Source{Cluster: a.cfg.ClusterName, ID: a.cfg.Cluster.ID}
 	run.start("own records", c.records.Run)
 	run.start("records", func(ctx context.Context) error {

@@ -236,3 +236,26 @@ func (m *mesh) Clusters() map[string]bool {
 	}
 	return out
 }
+
+// meshed returns the numbers of the clusters that the folder names, with their names.
+func (a *agent) meshed() map[uint8]string {
+	out := map[uint8]string{}
+	if a.cfg.Cluster.MeshDir == "" {
+		return out
+	}
+	files, err := filepath.Glob(filepath.Join(a.cfg.Cluster.MeshDir, "*.yaml"))
+	if err != nil {
+		return out // a pattern without special characters has no faults
+	}
+	m := newMesh(a, a.log)
+	for _, path := range files {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // Run tells
+		}
+		if f, err := m.parse(path, text); err == nil {
+			out[f.ID] = f.Cluster
+		}
+	}
+	return out
+}

@@ -1,7 +1,9 @@
 package identity
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -28,6 +30,20 @@ type postponed struct {
 
 func newHolds() holds {
 	return holds{count: map[ID]int{}, changing: map[ID]int{}, postponed: map[ID]postponed{}}
+}
+
+// Recall makes a number of another node known that this node knew before a restart, until the store says more or, held by
+// nobody, it is let go.
+func (a *Allocator) Recall(id ID, ls labels.Labels) error {
+	if err := errors.Join(checkLabels(ls), checkCluster(id, uint8(id>>16))); err != nil || id>>24 != 0 {
+		return fmt.Errorf("recall identity %d: %w", uint32(id), cmp.Or(err, errors.New("it is node-local")))
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, known := a.Get(id); !known {
+		a.put(Identity{ID: id, Labels: ls})
+	}
+	return nil
 }
 
 // Hold returns the identity with this number if its labels are known, and keeps it known until LetGo.

@@ -15,17 +15,18 @@ import (
 //	record of an address ──▶ entry ──▶ slot (one per address: all entries for it, and the kernel's row)
 //	                           └─────▶ owner (one per node: its record, the ranges that are its own)
 type book struct {
-	self    Node
-	family  Family
-	owners  map[string]*owner
-	slots   map[key]slot
-	waiting map[identity.ID]map[key]struct{} // addresses that wait for an identity; may name ones that do so no more
-	dirty   map[key]struct{}                 // addresses to be looked at again
-	nodes   map[string]struct{}              // owners to be looked at again, by key
-	changed bool                             // the table nodes is behind
-	told    [reasons]uint64                  // records by why they were refused
-	count   [reasons]int                     // records by where they stand now
-	refused uint64                           // records of nodes that were refused
+	self     Node
+	family   Family
+	owners   map[string]*owner
+	slots    map[key]slot
+	waiting  map[identity.ID]map[key]struct{} // addresses that wait for an identity; may name ones that do so no more
+	dirty    map[key]struct{}                 // addresses to be looked at again
+	nodes    map[string]struct{}              // owners to be looked at again, by key
+	changed  bool                             // the table nodes is behind
+	recalled bool                             // there are rows of an earlier run that no store has told of
+	told     [reasons]uint64                  // records by why they were refused
+	count    [reasons]int                     // records by where they stand now
+	refused  uint64                           // records of nodes that were refused
 }
 
 // key is an address without its family and zone; IPv4 is mapped.
@@ -154,6 +155,9 @@ func (b *book) putNode(s Source, n Node, listing uint64) bool {
 		}
 	}
 	o.node, o.known, o.since, o.bad = n, true, time.Time{}, ""
+	if returned && listing == 0 {
+		b.settleRows(s.ID)
+	}
 	if err := s.check(n); err != nil {
 		o.bad = err.Error()
 		b.refused++
@@ -271,6 +275,7 @@ func (b *book) sweep(s Source, listing uint64, now time.Time) (change bool) {
 			e = after
 		}
 	}
+	b.settleRows(s.ID)
 	return change
 }
 
@@ -286,6 +291,7 @@ func (b *book) expire(deadline time.Time) (next time.Time) {
 			}
 		default:
 			b.forget(o, func(e *entry) bool { return e.stale })
+			b.settleRows(o.source.ID)
 			change = true
 		}
 	}
@@ -314,10 +320,15 @@ func (b *book) forget(o *owner, which func(*entry) bool) {
 
 // leave forgets everything that a cluster said.
 func (b *book) leave(cluster string) {
+	ids := map[uint8]bool{}
 	for _, o := range b.owners {
 		if o.source.Cluster == cluster {
+			ids[o.source.ID] = true
 			b.forget(o, func(*entry) bool { return true })
 		}
+	}
+	for id := range ids {
+		b.settleRows(id)
 	}
 	b.arbitrate()
 }

@@ -368,3 +368,43 @@ func TestUnderlay(t *testing.T) {
 		}
 	}
 }
+
+// The agent is restarted while the store is away: rows and nodes stay as they are, with identities that rules know. When
+// the store is back, what went meanwhile goes.
+func TestRestart(t *testing.T) {
+	s := newScene(t)
+	s.know(300, "web")
+	s.know(301, "db")
+	n1 := nodeOf("n1", 1, 5)
+	s.tell(Batch{Nodes: []Node{n1, nodeOf("n2", 2, 5)}, Addresses: []Address{
+		addressOf("n1", podOf(1, 7), 300, "web"), addressOf("n1", podOf(1, 8), 301, "db"), addressOf("n2", podOf(2, 7), 300, "web"),
+	}})
+	memory := s.Memory()
+	if !slices.Equal(memory.Identities, []identity.ID{300, 301}) || len(memory.Nodes) != 3 {
+		t.Fatalf("memory %+v", memory)
+	}
+	next := newScene(t)
+	next.kernel = s.kernel
+	next.kernel.t, next.kernel.rules = t, next.rules
+	next.Nodes.deps.Datapath = s.kernel
+	next.know(300, "web") // what 301 meant is lost
+	next.rules.learned[300] = set("web")
+	var rows []Remote
+	for _, r := range s.kernel.rows {
+		rows = append(rows, r)
+	}
+	next.Recall(memory, rows)
+	next.settle()
+	next.want("10.1.0.7 300 192.168.0.1", "10.2.0.7 300 192.168.0.2")
+	if len(next.kernel.nodes) != 2 {
+		t.Errorf("nodes %v", next.kernel.nodes)
+	}
+	next.tell(Batch{Listing: 1, Done: true, Nodes: []Node{n1}, Addresses: []Address{addressOf("n1", podOf(1, 8), 300, "web")}})
+	next.want("10.1.0.8 300 192.168.0.1", "10.2.0.7 300 192.168.0.2") // n2 has lapsed only
+	next.now = next.now.Add(11 * time.Minute)
+	next.settle()
+	next.want("10.1.0.8 300 192.168.0.1")
+	if len(next.kernel.nodes) != 1 {
+		t.Errorf("nodes %v", next.kernel.nodes)
+	}
+}
