@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -15,6 +16,7 @@ import (
 	agentv1 "porin/api/agent/v1"
 	"porin/internal/datapath"
 	"porin/internal/identity"
+	"porin/internal/node"
 )
 
 // batch is how many rows of a map go into one message.
@@ -56,26 +58,35 @@ func (a *api) ListIPs(context.Context, *agentv1.ListIPsRequest) (*agentv1.Table,
 	return table(append(slices.Clone(columns), "NAME", "LABELS"), rows), nil
 }
 
-// ListNodes lists the nodes that this one knows: itself, as long as there is no mesh.
+// ListNodes lists the nodes that this one knows, itself first.
 func (a *api) ListNodes(context.Context, *agentv1.ListNodesRequest) (*agentv1.Table, error) {
-	var addresses, ranges, routers []string
-	for _, addr := range hostAddresses() {
-		addresses = append(addresses, addr.String())
-	}
-	v4, v6 := a.addresses.Router()
-	for _, r := range []struct {
-		p netip.Prefix
-		a netip.Addr
-	}{{a.cfg.IPv4Range, v4}, {a.cfg.IPv6Range, v6}} {
-		if r.p.IsValid() {
-			ranges = append(ranges, r.p.String())
-			routers = append(routers, r.a.String())
+	var self, others [][]string
+	for _, n := range a.cluster.nodes.Table().List() {
+		name, since := n.Name, ""
+		if n.Cluster != a.cfg.ClusterName {
+			name = n.Key()
 		}
+		if !n.Since.IsZero() {
+			since = n.Since.UTC().Format(time.RFC3339)
+		}
+		row := []string{name, string(n.State), since, words(n.Addresses), words(n.PodCIDRs), words(n.Health), strings.Join(n.Labels.Strings(), ","), n.Message}
+		if n.State != node.Self {
+			others = append(others, row)
+			continue
+		}
+		row[3] = words(hostAddresses())
+		self = append(self, row)
 	}
-	return table(
-		[]string{"NAME", "ADDRESSES", "POD RANGES", "ROUTERS", "ENDPOINTS"},
-		[][]string{{a.cfg.NodeName, strings.Join(addresses, ","), strings.Join(ranges, ","), strings.Join(routers, ","), fmt.Sprint(len(a.endpoints.List()))}},
-	), nil
+	return table([]string{"NAME", "STATE", "SINCE", "ADDRESSES", "POD RANGES", "HEALTH", "LABELS", "MESSAGE"}, append(self, others...)), nil
+}
+
+// words joins what can be printed.
+func words[T fmt.Stringer](list []T) string {
+	out := make([]string, len(list))
+	for i, x := range list {
+		out[i] = x.String()
+	}
+	return strings.Join(out, ",")
 }
 
 func (a *api) ListMetrics(_ context.Context, req *agentv1.ListMetricsRequest) (*agentv1.Table, error) {

@@ -57,6 +57,7 @@ type Config struct {
 	CTMax, NATMax          uint32
 	PolicyMax, EventsBytes uint32
 	MonitorInterval        time.Duration
+	HealthInterval         time.Duration // 0: no questions, no health endpoint
 
 	values map[string]string // every setting as text, for the API
 }
@@ -105,6 +106,7 @@ func flags() *pflag.FlagSet {
 	f.String("kvstore-key", "", "its key (PEM)")
 	f.String("kvstore-ca", "", "certificates of the store's authority (PEM; default: the system's)")
 	clusterFlags(f)
+	f.Duration("health-interval", 10*time.Second, "how often every other node, and the health endpoint behind it, is asked whether it answers (0: never, and no health endpoint)")
 	f.String("metrics-address", "127.0.0.1:9962", "listener for Prometheus ('' for none)")
 	f.String("log-level", "info", "debug, info, warn, or error")
 	f.Uint32("ct-max", 0, "connections to track (0: the default of the maps)")
@@ -356,6 +358,9 @@ func build(fs *pflag.FlagSet) (Config, error) {
 	c.PolicyMax, c.EventsBytes = b.size("policy-max"), b.size("events-bytes")
 	if n := c.EventsBytes; n != 0 && (n&(n-1) != 0 || n < 1<<16) {
 		b.fail("events-bytes", fmt.Sprintf("%d: a power of two from 65536 on is wanted", n))
+	}
+	if c.HealthInterval, _ = fs.GetDuration("health-interval"); c.HealthInterval != 0 && c.HealthInterval < time.Second {
+		b.fail("health-interval", fmt.Sprintf("%s: 0 or a second or more is wanted", c.HealthInterval))
 	}
 	c.MonitorInterval, _ = fs.GetDuration("monitor-interval")
 	if c.MonitorInterval < 0 {

@@ -31,7 +31,7 @@ reached as any workload of its node is. The exit code is 1 when something of ano
 		return s.ask(cmd, func(ctx context.Context, agent agentv1.AgentClient) error {
 			r, err := agent.DumpTable(ctx, &agentv1.DumpTableRequest{Table: "health"})
 			if status.Code(err) == codes.NotFound {
-				return errors.New("this agent asks no other nodes: it is alone, or enable-health-checking is off")
+				return errors.New("this agent asks no other nodes: it is alone, or health-interval is 0")
 			}
 			if err != nil {
 				return err

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"porin/internal/state"
@@ -74,6 +75,9 @@ type Mesh struct {
 	figures *figures
 }
 
+// loud is how many changes of one round are told one by one.
+const loud = 10
+
 // parallel is how many addresses are asked at once: what a round costs is spread over its time.
 const parallel = 16
 
@@ -120,6 +124,7 @@ func (m *Mesh) round(ctx context.Context) {
 	}
 	rand.Shuffle(len(rows), func(i, j int) { rows[i], rows[j] = rows[j], rows[i] })
 	limit := make(chan struct{}, parallel)
+	var said atomic.Int64
 	var wg sync.WaitGroup
 	for _, r := range rows {
 		select {
@@ -130,10 +135,13 @@ func (m *Mesh) round(ctx context.Context) {
 		}
 		wg.Go(func() {
 			defer func() { <-limit }()
-			m.ask(ctx, r)
+			m.ask(ctx, r, &said)
 		})
 	}
 	wg.Wait()
+	if n := said.Load() - loud; n > 0 {
+		m.log.Warn("more changed than is told here; porin health shows all", "more", n)
+	}
 }
 
 // targets returns the rows to ask for, with what is known of them.
@@ -156,8 +164,9 @@ func (m *Mesh) targets() []Row {
 	return out
 }
 
-// ask tries both protocols and puts the row. A change is told once, not every try.
-func (m *Mesh) ask(ctx context.Context, r Row) {
+// ask tries both protocols and puts the row. A change is told once, not every try; that a node answers the first time it
+// is asked is no news.
+func (m *Mesh) ask(ctx context.Context, r Row, said *atomic.Int64) {
 	var wg sync.WaitGroup
 	old := r
 	wg.Go(func() { r.ICMP = m.try(ctx, r, r.ICMP, "icmp", ping) })
@@ -172,7 +181,8 @@ func (m *Mesh) ask(ctx context.Context, r Row) {
 		was, now Probe
 	}{{"icmp", old.ICMP, r.ICMP}, {"http", old.HTTP, r.HTTP}} {
 		switch {
-		case c.was.OK == c.now.OK && !c.was.Since.IsZero(), r.Local:
+		case c.was.OK == c.now.OK && !c.was.Since.IsZero(), c.now.OK && c.was.Since.IsZero(), r.Local:
+		case said.Add(1) > loud:
 		case c.now.OK:
 			m.log.Info("node reached", "node", r.Node, "kind", r.Kind, "addr", r.Addr, "protocol", c.protocol)
 		default:

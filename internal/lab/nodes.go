@@ -116,11 +116,7 @@ func (l *Lab) buildNode(ctx context.Context, i int) error {
 	if err := space.Connect(outer, inner); err != nil {
 		return err
 	}
-	var back []space.Route // the router knows the way to pods; outside hosts do not
-	for _, c := range n.PodCIDRs {
-		back = append(back, space.Route{Dst: c, Via: nodeAddr(i, c.Addr().Is6())})
-	}
-	if err := space.AddRoutes(outer.Netns, bridge, back); err != nil {
+	if err := l.routeBack(p, n.PodCIDRs); err != nil {
 		return err
 	}
 	cmd := self("pause", append([]string{"--hostname", n.Name, "--hosts", l.path("hosts")}, mountPoints()...)...)

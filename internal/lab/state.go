@@ -49,6 +49,8 @@ type place struct {
 	Gate      space.Process     `json:"gate,omitzero"`    // store: its door to the nodes; Server is the store itself
 	Faults    []fault           `json:"faults,omitempty"` // of its cable
 	Relay     space.Process     `json:"relay,omitzero"`   // while its cable is slow
+
+	Operators map[string]space.Process `json:"operators,omitempty"` // store
 }
 
 func (p place) addr(family string) (netip.Addr, bool) {

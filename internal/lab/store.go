@@ -97,7 +97,7 @@ func (l *Lab) StartStore(ctx context.Context) error {
 			return fmt.Errorf("remove the socket of the former store: %w", err)
 		}
 		agent := filepath.Join(l.state.BinDir, "porin-agent")
-		cmd := &exec.Cmd{Path: agent, Args: []string{agent, "store", l.path("store", "data"), l.storeSocket()}}
+		cmd := &exec.Cmd{Path: agent, Args: []string{agent, "store", l.path("store", "data"), l.storeSocket(), "", "", "", ""}} // no listener of its own
 		proc, err := l.start(cmd, space.Where{Netns: p.Netns, Cgroup: p.Cgroup}, storeName)
 		if err != nil {
 			return err

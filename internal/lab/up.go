@@ -175,6 +175,11 @@ func (l *Lab) build(ctx context.Context) error {
 		if err := l.buildStore(ctx); err != nil {
 			return err
 		}
+		if l.spec.operated() {
+			if _, err := l.StartOperator(ctx, operatorName); err != nil {
+				return err
+			}
+		}
 	}
 	for i := range l.spec.Nodes {
 		if err := l.buildNode(ctx, i); err != nil {
@@ -203,6 +208,11 @@ func (l *Lab) build(ctx context.Context) error {
 	})
 	if err := g.Wait(); err != nil {
 		return err
+	}
+	if l.spec.operated() {
+		if err := l.learnRanges(ctx); err != nil {
+			return err
+		}
 	}
 	if err := l.attachAll(ctx, pods); err != nil {
 		return err

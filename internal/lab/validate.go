@@ -159,6 +159,9 @@ func (s *Spec) check(p *problems) {
 		p.add(1, "underlay: unknown family %q%s", s.Underlay, suggest(s.Underlay, families[1:]))
 	}
 	s.checkStore(p)
+	if s.operated() && !s.ownStore() {
+		p.add(1, "operator: it works on the lab's own store: take 'store' away, or start porin-operator where that store is")
+	}
 	n := s.newNames()
 	s.checkNodes(p, n)
 	s.checkNamespaces(p)

@@ -121,6 +121,9 @@ func (m *Metrics) Bootstrapped(scope string, d time.Duration, err error) {
 	m.bootstrap.WithLabelValues(scope, outcome(err)).Set(d.Seconds())
 }
 
+// Add lets another room's figures be shown beside these.
+func (m *Metrics) Add(c prometheus.Collector) { m.registry.MustRegister(c) }
+
 // Rows returns every sample whose name contains pattern: name, labels, value. A histogram gives its sum and count.
 func (m *Metrics) Rows(pattern string) (columns []string, rows [][]string, err error) {
 	columns = []string{"METRIC", "LABELS", "VALUE"}
