@@ -40,7 +40,7 @@ var verbs = map[string][]string{
 var forbidden = map[string][]string{
 	"porin/cmd/porin-cni": {
 		"k8s.io/", "go.etcd.io/", "github.com/cilium/ebpf", "google.golang.org/grpc", "github.com/vishvananda/netlink",
-		"github.com/spf13/cobra", "github.com/prometheus/",
+		"github.com/spf13/cobra", "github.com/prometheus/", "github.com/containernetworking/",
 	},
 	"porin/cmd/porin": {"k8s.io/", "go.etcd.io/etcd/server"},
 }

@@ -2,15 +2,11 @@ package cni
 
 import (
 	"encoding/json"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"unicode"
 	"unicode/utf8"
-
-	"github.com/containernetworking/cni/pkg/skel"
-	"github.com/containernetworking/cni/pkg/types"
-	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/version"
 
 	"porin/internal/labels"
 )
@@ -31,7 +27,15 @@ const (
 
 // Config is a network configuration of type porin-cni. Keys that are not porin's are left to the runtime.
 type Config struct {
-	types.PluginConf
+	CNIVersion string `json:"cniVersion"`
+	Name       string `json:"name"`
+	Type       string `json:"type"`
+	IPAM       struct {
+		Type string `json:"type"`
+	} `json:"ipam"`
+	DNS              dns             `json:"dns"`
+	PrevResult       json.RawMessage `json:"prevResult"`
+	ValidAttachments json.RawMessage `json:"cni.dev/valid-attachments"` // null: there are none
 
 	MTU      int    `json:"mtu"`       // of the workload's interface; 0: the agent's
 	RunDir   string `json:"run-dir"`   // porin-agent's --run-dir: the socket is in it
@@ -50,8 +54,18 @@ type Config struct {
 			} `json:"network_info"`
 		} `json:"org.apache.mesos"`
 	} `json:"args"`
+}
 
-	hasAttachments bool
+// dns is passed on from the configuration to the result.
+type dns struct {
+	Nameservers []string `json:"nameservers,omitempty"`
+	Domain      string   `json:"domain,omitempty"`
+	Search      []string `json:"search,omitempty"`
+	Options     []string `json:"options,omitempty"`
+}
+
+func (d *dns) empty() bool {
+	return len(d.Nameservers) == 0 && d.Domain == "" && len(d.Search) == 0 && len(d.Options) == 0
 }
 
 type keyValue struct {
@@ -71,12 +85,9 @@ func ParseConfig(data []byte) (*Config, error) {
 	if err := json.Unmarshal(data, c); err != nil {
 		return nil, Errorf(CodeDecoding, "read the network configuration", "%v", err)
 	}
-	var keys map[string]json.RawMessage
-	if err := json.Unmarshal(data, &keys); err != nil {
-		return nil, Errorf(CodeDecoding, "read the network configuration", "%v", err)
-	}
-	_, c.hasAttachments = keys["cni.dev/valid-attachments"]
 	switch {
+	case !identifier(c.Name):
+		return nil, refuse("name is %q; it begins with a letter or digit and has letters, digits, _ . - only", c.Name)
 	case c.Type != Type:
 		return nil, refuse("type is %q; this is %s", c.Type, Type)
 	case c.IPAM.Type != "":
@@ -143,7 +154,7 @@ func ParseArgs(text string) (map[string]string, error) {
 
 // request turns what the runtime said into a message for the agent. What only the agent can judge is left to it: it
 // checks everything again.
-func (c *Config) request(cmd Command, a *skel.CmdArgs) (Request, error) {
+func (c *Config) request(cmd Command, a *callArgs) (Request, error) {
 	req := Request{
 		Version: WireVersion, Command: cmd, Network: c.Name, ContainerID: a.ContainerID, IfName: a.IfName, Netns: a.Netns, MTU: c.MTU,
 	}
@@ -198,23 +209,31 @@ func (c *Config) previous(ifname string) (*Response, error) {
 	refuse := func(format string, args ...any) error {
 		return Errorf(CodeInvalidConfig, "read prevResult", format, args...)
 	}
-	if c.RawPrevResult == nil {
+	if len(c.PrevResult) == 0 || string(c.PrevResult) == "null" {
 		return nil, refuse("CHECK needs what ADD returned")
 	}
-	if err := version.ParsePrevResult(&c.PluginConf); err != nil {
-		return nil, refuse("%v", err)
+	var prev struct { // of all versions
+		Interfaces []*struct {
+			Name    string `json:"name"`
+			MAC     string `json:"mac"`
+			MTU     int    `json:"mtu"`
+			Sandbox string `json:"sandbox"`
+		} `json:"interfaces"`
+		IPs []*struct {
+			Interface *int   `json:"interface"`
+			Address   string `json:"address"`
+		} `json:"ips"`
 	}
-	res, err := types100.NewResultFromResult(c.PrevResult)
-	if err != nil {
+	if err := json.Unmarshal(c.PrevResult, &prev); err != nil {
 		return nil, refuse("%v", err)
 	}
 	out := &Response{Version: WireVersion}
 	found := -1
-	for i, dev := range res.Interfaces {
+	for i, dev := range prev.Interfaces {
 		if dev == nil {
 			return nil, refuse("interface %d is null", i)
 		}
-		one := Interface{Name: dev.Name, MAC: dev.Mac, MTU: dev.Mtu, Sandbox: dev.Sandbox}
+		one := Interface{Name: dev.Name, MAC: dev.MAC, MTU: dev.MTU, Sandbox: dev.Sandbox}
 		switch {
 		case dev.Sandbox == "":
 			out.Host = one
@@ -225,17 +244,15 @@ func (c *Config) previous(ifname string) (*Response, error) {
 	if found < 0 {
 		return nil, refuse("it has no interface %q with a sandbox", ifname)
 	}
-	for _, ip := range res.IPs {
+	for _, ip := range prev.IPs {
 		if ip == nil || ip.Interface != nil && *ip.Interface != found {
 			continue
 		}
-		p, ok := prefixFrom(ip.Address)
-		if !ok {
-			return nil, refuse("address %q", ip.Address.String())
+		p, err := netip.ParsePrefix(ip.Address)
+		if err != nil {
+			return nil, refuse("address %q", ip.Address)
 		}
 		out.IPs = append(out.IPs, IP{Address: p})
 	}
 	return out, nil
 }
-
-func (e *Error) cni() *types.Error { return types.NewError(uint(e.Code), e.Msg, e.Details) }

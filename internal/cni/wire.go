@@ -5,15 +5,12 @@
 package cni
 
 import (
-	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
-	"time"
 
 	"porin/internal/labels"
 )
@@ -180,43 +177,4 @@ func ReadMessage(r io.Reader, v any) error {
 		return fmt.Errorf("decode message: %w", err)
 	}
 	return nil
-}
-
-// Client is a connection to the agent for one request.
-type Client struct{ conn net.Conn }
-
-// Dial connects to the agent's socket at path.
-func Dial(ctx context.Context, path string) (*Client, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("reach the agent at %s: %w", path, err)
-	}
-	return &Client{conn}, nil
-}
-
-// Call sends req and waits for the answer until ctx ends, then closes the connection. An error of the agent's own is
-// in Response.Error; err says that there was no answer.
-func (c *Client) Call(ctx context.Context, req Request) (Response, error) {
-	defer c.conn.Close()
-	// Not only the deadline: a cancelled context must end the wait too.
-	stop := context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	req.Version = WireVersion
-	var resp Response
-	if err := WriteMessage(c.conn, req); err != nil {
-		return resp, fmt.Errorf("send %s to the agent: %w", req.Command, causeOf(ctx, err))
-	}
-	if err := ReadMessage(c.conn, &resp); err != nil {
-		return resp, fmt.Errorf("wait for the agent's answer to %s: %w", req.Command, causeOf(ctx, err))
-	}
-	return resp, nil
-}
-
-// causeOf prefers the reason why ctx ended to the i/o timeout that it caused.
-func causeOf(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	return err
 }

@@ -77,7 +77,7 @@ func run(ctx context.Context) (err error) {
 	flag.StringVar(&out, "out", "bench/latest.json", "file for the results")
 	flag.StringVar(&binDir, "bin-dir", "bin", "folder of porin-agent and porin-cni")
 	flag.StringVar(&b.against, "against", "", "folder of another build's binaries, whose path is measured in the same turns")
-	flag.StringVar(&modes, "modes", strings.Join(modesOf(), ","), "kinds of traffic on the paths, by comma")
+	flag.StringVar(&modes, "modes", strings.Join(modesOf(), ","), "kinds of traffic on the paths, by comma; empty: the programs only")
 	flag.IntVar(&b.pairs, "pairs", 20, "pairs of measurements for each ratio, at least 5")
 	flag.Parse()
 	if err := space.RequireRoot("the benchmark"); err != nil {
@@ -97,7 +97,9 @@ func run(ctx context.Context) (err error) {
 			return fmt.Errorf("find the binaries: %w", err)
 		}
 	}
-	b.modes = strings.Split(modes, ",")
+	if modes != "" {
+		b.modes = strings.Split(modes, ",")
+	}
 	for _, m := range b.modes {
 		if !slices.Contains(modesOf(), m) {
 			return fmt.Errorf("--modes: no traffic is called %q; there are %s", m, strings.Join(modesOf(), ", "))
