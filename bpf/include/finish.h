@@ -75,7 +75,7 @@ static __always_inline int finish(struct __sk_buff *ctx, struct packet *p, enum 
 	case V_TUNNEL:
 		return finish_tunnel(p, overlay_send(ctx, p));
 	case V_TOO_BIG:
-		return finish_tunnel(p, overlay_too_big(ctx, p));
+		return finish_tunnel(p, toobig_answer(ctx, p));
 	default:
 		return TC_ACT_SHOT;
 	}

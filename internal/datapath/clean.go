@@ -17,10 +17,10 @@ func Clean(bpfRoot string) error {
 	var errs error
 	pods, err := podDevices()
 	errs = errors.Join(errs, err)
-	for _, name := range append(pods, hostDevice) {
+	for _, name := range append(pods, hostDevice, tunnelDevice) {
 		errs = errors.Join(errs, deleteLink(name))
 	}
-	errs = errors.Join(errs, cleanFilters())
+	errs = errors.Join(errs, cleanRoutes(), cleanFilters())
 	root := filepath.Join(bpfRoot, "porin")
 	if ok, err := isBPF(bpfRoot); err == nil && ok {
 		errs = errors.Join(errs, detachPinned(bpfRoot), removeTree(root))

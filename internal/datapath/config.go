@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"porin/internal/identity"
+	"porin/internal/node"
 )
 
 // Config is what a node's datapath is made of. Never changed once given to Open.
@@ -25,6 +26,14 @@ type Config struct {
 	Masquerade        bool     // pods leave the node with its address
 	MasqueradeExclude []netip.Prefix
 	NATMin, NATMax    uint16 // source ports of the masquerade; 0: what the node's own sockets do not use
+
+	Routing       string // between nodes: geneve, vxlan, or native (also "")
+	TunnelPort    uint16 // 0: 6081, VXLAN 8472
+	TunnelDevice  string // who frames: bpf (also ""), or kernel: its own VXLAN device
+	Underlay      node.Family
+	NodeAddresses []netip.Addr   // of this node on the underlay, one per family; none: those of the uplinks
+	DirectRoutes  bool           // native: routes to the pod ranges of nodes that are neighbours
+	NativeCIDRs   []netip.Prefix // the network reaches pods there under their own addresses
 
 	Audit    bool // denials are reported and forwarded
 	TraceAll bool // an event per packet
@@ -107,6 +116,9 @@ func (c Config) check() error {
 	}
 	if c.MTU != 0 && (c.MTU < minMTU(c.IPv6Range.IsValid()) || c.MTU > maxMTU) {
 		return fmt.Errorf("mtu %d: must be %d to %d", c.MTU, minMTU(c.IPv6Range.IsValid()), maxMTU)
+	}
+	if err := c.checkTunnel(); err != nil {
+		return err
 	}
 	if c.NATMin > c.NATMax {
 		return fmt.Errorf("masquerade ports %d-%d: the first is above the last", c.NATMin, c.NATMax)

@@ -33,6 +33,11 @@ func (d *Datapath) restoreAttachments() error {
 		dev, err := netlink.LinkByIndex(int(ifindex))
 		if err == nil && dev.Type() == "veth" && dev.Attrs().HardwareAddr.String() == d.host.mac.String() {
 			d.attached[ifindex] = &attachment{row: row}
+			for _, a := range []bpf.Addr{row.V4, row.V6} {
+				if a != (bpf.Addr{}) {
+					d.pods[a] = ifindex
+				}
+			}
 			continue
 		}
 		if err := d.removeRows(ifindex, row); err != nil {
@@ -146,6 +151,9 @@ func (d *Datapath) writeRow(ep endpoint.Endpoint, at attachment) error {
 		if err == nil && (!ok || have != want) {
 			renamed = renamed || !ok || have.Identity != want.Identity
 			err = d.peers.put(a, want)
+		}
+		if err == nil {
+			d.pods[a] = ifindex
 		}
 		if err != nil {
 			switch {
@@ -278,8 +286,19 @@ func (d *Datapath) removePeer(a bpf.Addr, ifindex uint32) error {
 		return nil
 	}
 	have, ok, err := d.peers.get(a)
+	if d.pods[a] == ifindex {
+		delete(d.pods, a)
+	}
 	if err != nil || !ok || have.Flags&bpf.PeerLocal == 0 || have.Ifindex != ifindex {
 		return err
+	}
+	return d.giveUp(a)
+}
+
+// giveUp removes a row of this node's own; what another node says of the address holds again.
+func (d *Datapath) giveUp(a bpf.Addr) error {
+	if row, ok := d.cluster.row(a); ok && !d.hides(a) {
+		return d.peers.put(a, row)
 	}
 	return d.peers.del(a)
 }
@@ -352,12 +371,13 @@ func (d *Datapath) syncHostPeers() error {
 		if err != nil {
 			return err
 		}
+		delete(d.hosts, a)
 		if ok && have.Flags&bpf.PeerHost != 0 {
-			if err := d.peers.del(a); err != nil {
+			if err := d.giveUp(a); err != nil {
+				d.hosts[a] = struct{}{}
 				return err
 			}
 		}
-		delete(d.hosts, a)
 		changed = true
 	}
 	if changed {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"porin/internal/node"
 )
 
 // The veth pair between the host's stack and the pods. Packets of the host to pods are routed out of hostDevice, where
@@ -40,6 +42,7 @@ type host struct {
 	mu      sync.Mutex
 	ifindex int
 	uplinks []uplink
+	tunnel  int             // the kernel's tunnel device; 0: none
 	odd     map[string]bool // devices already reported as unusable
 }
 
@@ -54,11 +57,12 @@ func (h *host) index() int {
 	return h.ifindex
 }
 
-// mtu returns what pods get: as configured, else that of the narrowest uplink.
+// mtu returns what pods get: as configured, else what the tunnel leaves of the narrowest uplink.
 func (h *host) mtu() int {
 	if h.cfg.MTU != 0 {
 		return h.cfg.MTU
 	}
+	overhead := h.overhead()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	m := 0
@@ -70,7 +74,7 @@ func (h *host) mtu() int {
 	if m == 0 {
 		m = 1500
 	}
-	return m
+	return m - overhead
 }
 
 // MTU is what workloads get that ask for none.
@@ -112,7 +116,7 @@ func (h *host) ensure() error {
 	h.mu.Lock()
 	h.ifindex = dev.Attrs().Index
 	h.mu.Unlock()
-	return errors.Join(missing, h.ensureRoutes(dev))
+	return errors.Join(missing, h.ensureRoutes(dev), h.ensureTunnel())
 }
 
 func (h *host) ensurePair() (netlink.Link, error) {
@@ -251,12 +255,13 @@ func ensureRoute(dev netlink.Link, family int, pods netip.Prefix, router netip.A
 // forwarding switches routing on. A device that learns its own routes from advertisements would stop doing so the moment
 // IPv6 forwarding starts (Documentation/networking/ip-sysctl: accept_ra), so uplinks are told to go on.
 func (h *host) forwarding(ups []uplink) error {
-	if h.cfg.IPv4Range.IsValid() {
+	// the way to another node is looked up as one of forwarded packets: in the family of the underlay too
+	if h.cfg.IPv4Range.IsValid() || h.cfg.tunnelled() && h.cfg.Underlay != node.IPv6 {
 		if err := setSysctl("ipv4/ip_forward", "1"); err != nil {
 			return err
 		}
 	}
-	if !h.cfg.IPv6Range.IsValid() {
+	if !h.cfg.IPv6Range.IsValid() && (!h.cfg.tunnelled() || h.cfg.Underlay == node.IPv4) {
 		return nil
 	}
 	for _, u := range ups {
@@ -316,7 +321,7 @@ func (h *host) findUplinks() (ups []uplink, missing error) {
 			continue // gone since the routes were listed
 		}
 		a := l.Attrs()
-		if a.Name == hostDevice || a.Name == hostPeer || isPodDevice(a.Name) {
+		if a.Name == hostDevice || a.Name == hostPeer || a.Name == tunnelDevice || isPodDevice(a.Name) {
 			continue
 		}
 		if a.EncapType != "ether" {

@@ -203,7 +203,7 @@ func (d *Datapath) listPeers(e emitter) error {
 		for _, f := range []struct {
 			bit  uint32
 			name string
-		}{{bpf.PeerLocal, "local"}, {bpf.PeerHost, "host"}, {bpf.PeerCluster, "cluster"}, {bpf.PeerNoOwner, "no-owner"}} {
+		}{{bpf.PeerLocal, "local"}, {bpf.PeerHost, "host"}, {bpf.PeerCluster, "cluster"}, {bpf.PeerNoOwner, "no-owner"}, {bpf.PeerRemote, "remote"}} {
 			if p.Flags&f.bit != 0 {
 				flags = append(flags, f.name)
 			}

@@ -88,18 +88,18 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-// node is the test's node: where its pins are, what it is configured as, what it logged.
-type node struct {
+// scene is the test's node: where its pins are, what it is configured as, what it logged.
+type scene struct {
 	t    testing.TB
 	cfg  Config
 	logs *logBuffer
 	sets func() []*ebpf.CollectionSpec
 }
 
-func newNode(t testing.TB) *node {
+func newNode(t testing.TB) *scene {
 	t.Helper()
 	needRoot(t)
-	n := &node{t: t, logs: &logBuffer{}, sets: func() []*ebpf.CollectionSpec { return plainSets(t) }}
+	n := &scene{t: t, logs: &logBuffer{}, sets: func() []*ebpf.CollectionSpec { return plainSets(t) }}
 	n.cfg = Config{
 		BPFRoot:   filepath.Join(t.TempDir(), "bpf"),
 		IPv4Range: netip.MustParsePrefix("10.7.0.0/24"), RouterIPv4: netip.MustParseAddr("10.7.0.1"),
@@ -117,10 +117,10 @@ func newNode(t testing.TB) *node {
 	return n
 }
 
-func (n *node) log() *slog.Logger { return slog.New(slog.NewTextHandler(n.logs, nil)) }
+func (n *scene) log() *slog.Logger { return slog.New(slog.NewTextHandler(n.logs, nil)) }
 
 // open opens the node's datapath; it is closed with the test at the latest.
-func (n *node) open() *Datapath {
+func (n *scene) open() *Datapath {
 	n.t.Helper()
 	d, err := n.tryOpen()
 	if err != nil {
@@ -129,7 +129,7 @@ func (n *node) open() *Datapath {
 	return d
 }
 
-func (n *node) tryOpen() (*Datapath, error) {
+func (n *scene) tryOpen() (*Datapath, error) {
 	d, err := open(n.log(), n.cfg, n.sets())
 	if err == nil {
 		n.t.Cleanup(func() { d.Close() })

@@ -21,6 +21,7 @@ const (
 	mapPolicyRanges = "policy_ranges"
 	mapConntrack    = "conntrack"
 	mapNat          = "nat"
+	mapNodes        = "nodes"
 	mapSettings     = "settings"
 	mapEpoch        = "epoch"
 	mapCounters     = "counters"
@@ -95,6 +96,19 @@ func (t table[K, V]) putAll(keys []K, values []V) error {
 		}
 	}
 	return nil
+}
+
+// overwriteAll writes rows, whatever was there, and tells how many it got to.
+func (t table[K, V]) overwriteAll(keys []K, values []V) (written int, err error) {
+	for written < len(keys) {
+		end := min(written+batchSize, len(keys))
+		n, err := t.m.BatchUpdate(keys[written:end], values[written:end], nil)
+		if err != nil {
+			return written + n, t.fault("put", keys[min(written+n, len(keys)-1)], err)
+		}
+		written = end
+	}
+	return written, nil
 }
 
 // delAll removes the rows of keys; those that are gone already are no error.

@@ -68,7 +68,7 @@ func newObjects(sets []*ebpf.CollectionSpec, sizes map[string]uint32) (*objects,
 	// an object without one of the maps that this package reads or writes is not porin's
 	for _, name := range []string{
 		mapEndpoints, mapPeers, mapPrefixes, mapPolicyPeers, mapPolicyPorts, mapPolicyRanges, mapConntrack, mapNat,
-		mapSettings, mapEpoch, mapCounters, mapLost, mapEvents,
+		mapNodes, mapSettings, mapEpoch, mapCounters, mapLost, mapEvents,
 	} {
 		if o.maps[name] == nil {
 			return nil, fmt.Errorf("embedded objects: none has the map %s", name)

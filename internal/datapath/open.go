@@ -33,6 +33,7 @@ type Datapath struct {
 	peers     table[bpf.Addr, bpf.Peer]
 	conntrack table[bpf.CTKey, bpf.CTEntry]
 	nat       table[bpf.NatKey, bpf.NatEntry]
+	nodeRows  table[bpf.Addr, bpf.Node]
 	settings  table[uint32, bpf.Settings]
 	epoch     table[uint32, uint32]
 
@@ -57,6 +58,8 @@ type Datapath struct {
 	mu       sync.Mutex
 	attached map[uint32]*attachment // by ifindex: rows of endpoints, as written
 	hosts    map[bpf.Addr]struct{}  // rows of peers that are this node's own addresses
+	pods     map[bpf.Addr]uint32    // rows of peers that are its workloads', with their ifindex
+	cluster  *cluster
 	epochNow uint32
 }
 
@@ -164,12 +167,15 @@ func newDatapath(log *slog.Logger, cfg Config, dir layoutDir, ms map[string]*ebp
 		peers:     tableOf[bpf.Addr, bpf.Peer](ms, mapPeers),
 		conntrack: tableOf[bpf.CTKey, bpf.CTEntry](ms, mapConntrack),
 		nat:       tableOf[bpf.NatKey, bpf.NatEntry](ms, mapNat),
+		nodeRows:  tableOf[bpf.Addr, bpf.Node](ms, mapNodes),
 		settings:  tableOf[uint32, bpf.Settings](ms, mapSettings),
 		epoch:     tableOf[uint32, uint32](ms, mapEpoch),
 		news:      make(chan struct{}, 1),
 		committed: make(chan struct{}, 1),
 		attached:  map[uint32]*attachment{},
 		hosts:     map[bpf.Addr]struct{}{},
+		pods:      map[bpf.Addr]uint32{},
+		cluster:   newCluster(),
 	}
 	d.audit.Store(cfg.Audit)
 	d.traceAll.Store(cfg.TraceAll)
@@ -193,6 +199,9 @@ func (d *Datapath) restore() error {
 		return err
 	}
 	d.epochNow = e
+	if err := d.restoreCluster(); err != nil {
+		return err
+	}
 	return d.restoreAttachments()
 }
 
@@ -239,12 +248,17 @@ func (d *Datapath) attachHost() error {
 		return err
 	}
 	ups := d.host.uplinkIndexes()
+	if i := d.host.tunnelIndex(); i != 0 {
+		if err := d.hooks.attach(progUplinkIngress, i); err != nil {
+			return err
+		}
+	}
 	for _, i := range ups {
 		if err := errors.Join(d.hooks.attach(progUplinkIngress, i), d.hooks.attach(progUplinkEgress, i)); err != nil {
 			return err
 		}
 	}
-	return d.hooks.keepOnly(ups)
+	return d.hooks.keepOnly(append(ups, d.host.tunnelIndex()))
 }
 
 // Close lets go of everything. Pins stay: traffic and policy go on.

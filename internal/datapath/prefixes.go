@@ -17,10 +17,13 @@ import (
 // addresses: the identity of the longest CIDR of a policy around it, and the flags of every range around it.
 type prefixMap struct {
 	rows           table[bpf.PrefixKey, bpf.Peer]
-	flags          map[netip.Prefix]uint32 // ranges of the configuration
+	flags          map[netip.Prefix]uint32 // ranges of the configuration and of other nodes
+	configured     map[netip.Prefix]uint32 // of flags, those of the configuration
 	world4, world6 identity.ID
 
 	mu      sync.Mutex
+	nodes   map[netip.Prefix]bpf.Addr    // pod ranges of other nodes, and where they are
+	former  map[netip.Prefix]struct{}    // those that a former agent left and nobody has put since
 	cidrs   map[netip.Prefix]identity.ID // of policies
 	written map[netip.Prefix]bpf.Peer
 	found   map[netip.Prefix]identity.ID // what a former agent left
@@ -29,7 +32,7 @@ type prefixMap struct {
 func newPrefixMap(cfg Config, ms map[string]*ebpf.Map) *prefixMap {
 	p := &prefixMap{
 		rows: tableOf[bpf.PrefixKey, bpf.Peer](ms, mapPrefixes), flags: map[netip.Prefix]uint32{},
-		cidrs: map[netip.Prefix]identity.ID{}, written: map[netip.Prefix]bpf.Peer{}, found: map[netip.Prefix]identity.ID{},
+		nodes: map[netip.Prefix]bpf.Addr{}, former: map[netip.Prefix]struct{}{}, cidrs: map[netip.Prefix]identity.ID{}, written: map[netip.Prefix]bpf.Peer{}, found: map[netip.Prefix]identity.ID{},
 	}
 	p.world4, p.world6 = cfg.world()
 	// In the trie IPv4 lies inside ::/0. This row keeps a policy's ::/0 from answering for IPv4.
@@ -42,6 +45,10 @@ func newPrefixMap(cfg Config, ms map[string]*ebpf.Map) *prefixMap {
 	for _, ex := range cfg.MasqueradeExclude {
 		p.flags[plain(ex)] |= bpf.PeerCluster
 	}
+	for _, c := range cfg.NativeCIDRs {
+		p.flags[plain(c)] |= bpf.PeerCluster
+	}
+	p.configured = maps.Clone(p.flags)
 	return p
 }
 
@@ -58,6 +65,11 @@ func (p *prefixMap) restore() error {
 	for k, row := range rows {
 		cidr, id := k.Prefix(), identity.ID(row.Identity)
 		p.written[cidr] = row
+		if row.Flags&bpf.PeerRemote != 0 {
+			p.flags[cidr] |= remoteRange
+			p.nodes[cidr] = row.Node
+			p.former[cidr] = struct{}{}
+		}
 		if !id.IsLocal() {
 			continue
 		}
@@ -97,6 +109,57 @@ func (p *prefixMap) put(add map[netip.Prefix]identity.ID) error {
 		}
 	}
 	return errors.Join(err, p.sync(touched))
+}
+
+// remoteRange is what holds for a pod range of another node: an address without a row of its own is nobody's.
+const remoteRange = bpf.PeerNoOwner | bpf.PeerCluster | bpf.PeerRemote
+
+// putRanges says behind which underlay address pod ranges of other nodes are.
+func (p *prefixMap) putRanges(add map[netip.Prefix]bpf.Addr) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for cidr, at := range add {
+		cidr = plain(cidr)
+		p.flags[cidr] |= remoteRange
+		p.nodes[cidr] = at
+		delete(p.former, cidr)
+	}
+	return p.sync(slices.Collect(maps.Keys(p.cidrs))) // CIDRs inside a range inherit
+}
+
+func (p *prefixMap) removeRanges(gone []netip.Prefix) error {
+	if len(gone) == 0 {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.dropRanges(gone)
+}
+
+func (p *prefixMap) dropRanges(gone []netip.Prefix) error {
+	touched := slices.Collect(maps.Keys(p.cidrs))
+	for _, cidr := range gone {
+		cidr = plain(cidr)
+		delete(p.former, cidr)
+		if _, ours := p.nodes[cidr]; !ours {
+			continue
+		}
+		delete(p.nodes, cidr)
+		if own, ok := p.configured[cidr]; ok {
+			p.flags[cidr] = own
+		} else {
+			delete(p.flags, cidr)
+		}
+		touched = append(touched, cidr)
+	}
+	return p.sync(touched)
+}
+
+// forgetFormer removes the ranges that a former agent left.
+func (p *prefixMap) forgetFormer() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.dropRanges(slices.Collect(maps.Keys(p.former)))
 }
 
 func (p *prefixMap) remove(gone []netip.Prefix) error {
@@ -155,6 +218,9 @@ func (p *prefixMap) row(cidr netip.Prefix) (row bpf.Peer) {
 	for bits := cidr.Bits(); bits >= 0; bits-- {
 		parent := netip.PrefixFrom(cidr.Addr(), bits).Masked()
 		row.Flags |= p.flags[parent]
+		if at, ok := p.nodes[parent]; ok && row.Node == (bpf.Addr{}) {
+			row.Node = at
+		}
 		if id, ok := p.cidrs[parent]; ok && row.Identity == 0 {
 			row.Identity = uint32(id)
 		}

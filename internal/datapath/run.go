@@ -117,6 +117,7 @@ func (d *Datapath) check() {
 	if now := d.host.index(); before != now {
 		d.log.Warn("device was missing and is made again", "device", hostDevice, "ifindex", now)
 	}
+	report("routes to other nodes", d.syncNodeRoutes())
 	report("settings", d.writeSettings())
 	report("addresses", d.syncHostPeers())
 	report("programs", d.checkPrograms())

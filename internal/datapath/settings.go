@@ -77,6 +77,9 @@ func (d *Datapath) writeSettings() error {
 			want.Masq6, want.Flags = bpf.AddrFrom(v6), want.Flags|bpf.SettingMasq6
 		}
 	}
+	if err := d.tunnelSettings(&want); err != nil {
+		return err
+	}
 	have, ok, err := d.settings.get(0)
 	if err != nil {
 		return err

@@ -23,7 +23,7 @@ const (
 )
 
 // liveNode is a node with the real programs, an uplink, and a host outside.
-func liveNode(t testing.TB) (n *node, outside string) {
+func liveNode(t testing.TB) (n *scene, outside string) {
 	t.Helper()
 	n, outside = uplinkNode(t)
 	n.sets = func() []*ebpf.CollectionSpec {
@@ -37,7 +37,7 @@ func liveNode(t testing.TB) (n *node, outside string) {
 }
 
 // uplinkNode is a node with an uplink and a host outside.
-func uplinkNode(t testing.TB) (n *node, outside string) {
+func uplinkNode(t testing.TB) (n *scene, outside string) {
 	t.Helper()
 	n = newNode(t)
 	n.cfg.MTU, n.cfg.Masquerade = 0, true
