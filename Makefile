@@ -16,7 +16,7 @@ FUZZTIME ?= 20s
 KERNELS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build generate demo test test-unit test-kernels bench fuzz lint fmt check clean need-root need-go
+.PHONY: help build generate demo test test-unit test-kernels bench mutate fuzz lint fmt check clean need-root need-go
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,7 +51,10 @@ test-kernels: need-go build ## the oldest and the newest kernel of Debian 12 in 
 
 bench: need-root build ## measure against floors and peers; table and bench/latest.json (root)
 	@mkdir -p bench
-	$(GO) run -buildvcs=false ./test/bench
+	$(GO) run -buildvcs=false ./test/bench -go $(GO)
+
+mutate: need-go ## break the guards of the policy engine one by one: which test notices (minutes)
+	GO=$(GO) ./hack/mutate-policy.sh
 
 fuzz: need-go ## run every fuzz target for FUZZTIME each
 	@for pkg in $$($(GO) list ./...); do \

@@ -45,6 +45,7 @@ type bench struct {
 	binDir  string
 	against string // binaries of another build, whose path is measured too
 	modes   []string
+	goTool  string
 	dir     string // of namespace files; shared with nodes made later
 	metrics results
 	notes   []string
@@ -66,6 +67,7 @@ func parts() []part {
 	return []part{
 		{"paths", []string{"pod_rr_cpu_vs_veth", "pod_crr_cpu_vs_veth", "pod_stream_cpu_vs_veth", "pod_crr_programs_ns"}, (*bench).paths},
 		{"packets", []string{"established_packet_ns", "first_packet_ns", "policy_lookup_ns", "peer_lookup_ns"}, (*bench).packets},
+		{"policy", policyMetrics(), (*bench).policy},
 		{"cni", []string{"cni_add_cpu_ms", "programs_loaded_per_endpoint"}, (*bench).cni},
 	}
 }
@@ -78,6 +80,7 @@ func run(ctx context.Context) (err error) {
 	flag.StringVar(&binDir, "bin-dir", "bin", "folder of porin-agent and porin-cni")
 	flag.StringVar(&b.against, "against", "", "folder of another build's binaries, whose path is measured in the same turns")
 	flag.StringVar(&modes, "modes", strings.Join(modesOf(), ","), "kinds of traffic on the paths, by comma; empty: the programs only")
+	flag.StringVar(&b.goTool, "go", "go", "the go command, for the benchmarks of packages")
 	flag.IntVar(&b.pairs, "pairs", 20, "pairs of measurements for each ratio, at least 5")
 	flag.Parse()
 	if err := space.RequireRoot("the benchmark"); err != nil {
