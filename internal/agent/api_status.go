@@ -46,6 +46,8 @@ func (a *api) Status(context.Context, *agentv1.StatusRequest) (*agentv1.StatusRe
 		message += "; known identities stay, new label sets wait"
 	}
 	add("kvstore", worse(stateDegraded, !ok), message)
+	remote := a.cluster.alarms()
+	add("cluster", worse(stateDegraded, len(remote) > 0), a.cluster.summary())
 	var pools []string
 	full := false
 	for _, p := range a.addresses.Pools() {
@@ -73,7 +75,7 @@ func (a *api) Status(context.Context, *agentv1.StatusRequest) (*agentv1.StatusRe
 	counts := a.observer.Counts()
 	add("events", stateOK, fmt.Sprintf("%d seen, %d lost in the kernel, %d lost by slow readers", counts.Seen, counts.LostKernel, counts.LostReaders))
 
-	resp.Alarms = slices.Concat(kernel, rules, own)
+	resp.Alarms = slices.Concat(kernel, rules, own, remote)
 	if alarm := a.ranges.Alarm(); alarm != "" {
 		resp.Alarms = append(resp.Alarms, alarm)
 	}

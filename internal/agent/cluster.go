@@ -19,6 +19,7 @@ import (
 	"porin/internal/identity"
 	"porin/internal/kvstore"
 	"porin/internal/labels"
+	"porin/internal/metrics"
 	"porin/internal/node"
 	"porin/internal/policy"
 )
@@ -94,6 +95,7 @@ func (a *agent) startCluster(run *stack, room func(string) *slog.Logger) error {
 		run.start("node", c.nodes.Run)
 		return nil
 	}
+	a.metrics.Cluster(a.clusterFigures)
 	path := filepath.Join(a.cfg.StateDir, claimFile)
 	claim, err := readClaim(path)
 	if err != nil {
@@ -300,3 +302,52 @@ func (unrouted) PutNodes([]node.Node) error        { return errUnrouted }
 func (unrouted) DeleteNodes([]string) error        { return errUnrouted }
 func (unrouted) PutRemotes([]node.Remote) error    { return errUnrouted }
 func (unrouted) DeleteRemotes([]node.Remote) error { return errUnrouted }
+
+// alarms says what is wrong with the cluster as this node sees it.
+func (c *cluster) alarms() []string {
+	out := c.nodes.Alarms()
+	if c.mesh != nil {
+		out = append(out, c.mesh.Alarms()...)
+	}
+	return out
+}
+
+// summary is one line for the status.
+func (c *cluster) summary() string {
+	if c.records == nil {
+		return "this node is alone"
+	}
+	n := c.nodes.Counts()
+	there, wanted := c.records.Published()
+	text := fmt.Sprintf("%d nodes live, %d lapsed, %d refused; %d addresses of theirs, %d wait for their identity, %d refused; %d of %d own records published",
+		n.Nodes[node.Live], n.Nodes[node.Lapsed], n.Nodes[node.Refused], n.Addresses, n.Waiting, n.Refused, there, wanted)
+	if c.mesh != nil {
+		text += fmt.Sprintf("; %d other clusters", len(c.mesh.Clusters()))
+	}
+	return text
+}
+
+// clusterFigures are for the metrics.
+func (a *agent) clusterFigures() metrics.ClusterFigures {
+	f := metrics.ClusterFigures{Nodes: map[string]int{}, Addresses: map[string]int{}}
+	c := a.cluster
+	n := c.nodes.Counts()
+	for state, count := range n.Nodes {
+		f.Nodes[string(state)] = count
+	}
+	for why, count := range n.Reasons {
+		f.Addresses[why] = count
+	}
+	f.Addresses["programmed"] = n.Addresses
+	counts := a.store.Counts()
+	f.Refused = n.Refusals + counts["refused"] + a.identities.Refused()
+	f.Listings, f.Lost = counts["listings"], counts["lost"]
+	if c.records != nil {
+		there, wanted := c.records.Published()
+		f.Published, f.Unpublished = there, wanted-there
+	}
+	if c.mesh != nil {
+		f.Clusters = c.mesh.Clusters()
+	}
+	return f
+}

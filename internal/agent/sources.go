@@ -34,6 +34,12 @@ func (a *agent) NameByAddr(addr netip.Addr) string {
 	if ep, ok := a.endpoints.ByAddr(addr); ok {
 		return ep.Name()
 	}
+	if r, ok := a.cluster.nodes.Lookup(addr); ok && r.Pod != "" {
+		return r.Namespace + "/" + r.Pod
+	}
+	if name, ok := a.cluster.nodes.NameOf(addr); ok {
+		return name
+	}
 	v4, v6 := a.addresses.Router()
 	if addr == v4 || addr == v6 || a.names.isHost(addr) {
 		return a.cfg.NodeName

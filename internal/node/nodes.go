@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -173,6 +174,18 @@ func (n *Nodes) Lookup(addr netip.Addr) (Address, bool) {
 		}
 	}
 	return Address{}, false
+}
+
+// NameOf returns the name of the node that has an underlay address.
+func (n *Nodes) NameOf(addr netip.Addr) (string, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, o := range n.book.owners {
+		if o.known && slices.Contains(o.node.Addresses, addr) {
+			return o.node.Name, true
+		}
+	}
+	return "", false
 }
 
 // Table is the nodes table; others read it only.
