@@ -144,7 +144,7 @@ func (e *Engine) entry(p *Policy, r *Rule, part *part, d verdict.Direction, effe
 	st := &statement{
 		rule: *newRule(RuleRef{
 			Policy: p.Ref, Spec: r.Spec, Index: entry.Index, Direction: d, Deny: effect == EffectDeny, File: p.File,
-			Line: entry.Line, Description: r.Description,
+			Line: entry.Line, Description: cmp.Or(entry.Name, r.Description),
 		}),
 		order: order(r.Tier, r.Priority, entry.Priority), effect: effect, audit: r.Audit, ports: entry.Ports,
 	}

@@ -287,6 +287,15 @@ const (
 	allowNone = dbPods + "policyTypes: [Ingress, Egress]"
 )
 
+// TestNameOfClusterRule: the name of a rule is shown with it.
+func TestNameOfClusterRule(t *testing.T) {
+	c := stage(t, Config{}, clusterNP("Admin", "5", "ingress:\n- {name: no web here, action: Deny, "+fromWeb+"}"))
+	d := c.e.Decide(c.who["web"], c.who["db"], ProtoTCP, 80)
+	if refs := c.e.Explain(d.Ingress.Cookie); len(refs) != 1 || refs[0].Description != "no web here" {
+		t.Errorf("%+v", refs)
+	}
+}
+
 // TestRule13ClusterPolicy is rule 13 of the note and the tiers of rule 4.
 func TestRule13ClusterPolicy(t *testing.T) {
 	for _, c := range []struct {

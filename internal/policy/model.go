@@ -131,6 +131,7 @@ func (s *Section) Isolates() bool {
 type Entry struct {
 	Line     int
 	Index    int    // in the list of the document that holds it
+	Name     string // of the rule of a ClusterNetworkPolicy, for people
 	Priority uint32 // among entries of rules of the same tier and priority, lower first (ClusterNetworkPolicy: its place)
 	Peers    Peers
 	Requires []labels.Selector // fromRequires, toRequires: see Engine

@@ -148,8 +148,9 @@ func (r *reader) clusterRule(v value, ingress bool) (entries []*Entry, action st
 	if !ok {
 		return nil, ""
 	}
+	name := ""
 	if n, ok := o.take("name"); ok {
-		if s, ok := r.text(n); ok && len(s) > 100 {
+		if name, _ = r.text(n); len(name) > 100 {
 			r.fail(n.Node, n.path, "longer than 100 bytes")
 		}
 	}
@@ -177,7 +178,7 @@ func (r *reader) clusterRule(v value, ingress bool) (entries []*Entry, action st
 			if named && p.Kind != PeersEndpoints && p.Kind != PeersEntities {
 				r.fail(list.Node, list.path, "nodes, networks and domainNames have no named ports; write numbers, or two rules")
 			}
-			entries = append(entries, &Entry{Peers: p, Ports: ports})
+			entries = append(entries, &Entry{Name: name, Peers: p, Ports: ports})
 		}
 	}
 	o.done()

@@ -169,6 +169,9 @@ func marshalClusterRule(entries []*Entry, end string) yamlEntry {
 		}
 	}
 	y := yamlEntry{end: peers}
+	if name := entries[0].Name; name != "" {
+		y["name"] = name
+	}
 	if ports := entries[0].Ports; ports != nil {
 		y["protocols"] = marshalList(ports, marshalClusterPort)
 	}

@@ -128,3 +128,14 @@ func TestListItemsAreKept(t *testing.T) {
 		t.Errorf("the item is in line %d, want 4", at)
 	}
 }
+
+// TestPrintRandom: random documents of every kind survive being printed.
+func TestPrintRandom(t *testing.T) {
+	g := seed(t)
+	object := func(string) oPolicy { return g.object() }
+	for i := range 400 {
+		p := pick(g, g.policy, g.policy, g.kubernetes, g.cluster, object)(fmt.Sprintf("p%d", i))
+		data := p.document()
+		checkPrint(t, data, []*Policy{parsed(t, p)})
+	}
+}
