@@ -79,10 +79,12 @@ static __always_inline void event_fill(struct packet *p, struct event *e, enum v
 	if (p->flags & PF_L4) {
 		e->sport = p->sport;
 		e->dport = p->dport;
-		if (is_icmp(p->proto)) {
-			e->sport = bpf_htons(p->icmp_type);
-			e->dport = bpf_htons(p->icmp_code);
-		}
+	}
+	if (is_icmp(e->proto)) {
+		bool known = p->flags & PF_L4; /* else zeroes would say that it is an echo reply */
+
+		e->sport = known ? bpf_htons(p->icmp_type) : 0xffff;
+		e->dport = known ? bpf_htons(p->icmp_code) : 0xffff;
 	}
 	e->type = p->event;
 	e->action = v == V_DROP ? ACTION_DENY : p->action;

@@ -133,13 +133,20 @@ func layer4(ev *bpf.Event) *flowpb.Layer4 {
 		return &flowpb.Layer4{Protocol: &flowpb.Layer4_UDP{UDP: &flowpb.UDP{SourcePort: s, DestinationPort: d}}}
 	case protoSCTP:
 		return &flowpb.Layer4{Protocol: &flowpb.Layer4_SCTP{SCTP: &flowpb.SCTP{SourcePort: s, DestinationPort: d}}}
-	case protoICMP:
+	case protoICMP, protoICMPv6:
+		if !icmpKnown(ev) {
+			return nil
+		}
+		if ev.Proto == protoICMPv6 {
+			return &flowpb.Layer4{Protocol: &flowpb.Layer4_ICMPv6{ICMPv6: &flowpb.ICMPv6{Type: s, Code: d}}}
+		}
 		return &flowpb.Layer4{Protocol: &flowpb.Layer4_ICMPv4{ICMPv4: &flowpb.ICMPv4{Type: s, Code: d}}}
-	case protoICMPv6:
-		return &flowpb.Layer4{Protocol: &flowpb.Layer4_ICMPv6{ICMPv6: &flowpb.ICMPv6{Type: s, Code: d}}}
 	}
 	return nil
 }
+
+// icmpKnown tells whether the programs read the header: type and code have 8 bits each.
+func icmpKnown(ev *bpf.Event) bool { return ev.Sport.Host() != 0xffff }
 
 // tcpFlags reads byte 13 of the TCP header (RFC 9293, section 3.1).
 func tcpFlags(b uint8) *flowpb.TCPFlags {
@@ -185,8 +192,14 @@ func summary(ev *bpf.Event) string {
 	case protoSCTP:
 		return "SCTP"
 	case protoICMP:
+		if !icmpKnown(ev) {
+			return "ICMPv4"
+		}
 		return "ICMPv4 " + icmpName(false, uint32(ev.Sport.Host()), uint32(ev.Dport.Host()))
 	case protoICMPv6:
+		if !icmpKnown(ev) {
+			return "ICMPv6"
+		}
 		return "ICMPv6 " + icmpName(true, uint32(ev.Sport.Host()), uint32(ev.Dport.Host()))
 	case 0:
 		return ""

@@ -173,6 +173,12 @@ func TestLine(t *testing.T) {
 			want: "DROPPED egress default/xwing{class=xwing} :: -> unknown ff02::16 ICMPv6 MulticastListenerReport: Invalid source ip (INVALID_SOURCE_IP, 132)",
 		},
 		{
+			name: "ICMP of which no header was read", ev: story("10.0.0.6", "10.0.0.7", func(ev *bpf.Event) {
+				*ev = bpf.Event{Time: ev.Time, Type: eventDrop, Reason: 135, SrcEP: 12, SrcIdentity: 1002, Direction: 2, Src: ev.Src, Dst: ev.Dst, Proto: 1, Sport: bpf.PortFrom(0xffff), Dport: bpf.PortFrom(0xffff)}
+			}),
+			want: "DROPPED egress default/xwing{class=xwing} 10.0.0.6 -> default/deathstar 10.0.0.7 ICMPv4: CT: Truncated or invalid header (CT_TRUNCATED_OR_INVALID_HEADER, 135)",
+		},
+		{
 			name: "forged ARP has no IP header", ev: story("10.0.0.6", "10.0.0.7", func(ev *bpf.Event) {
 				*ev = bpf.Event{Time: ev.Time, Type: eventDrop, Reason: 220, SrcEP: 12, SrcIdentity: 1002, Direction: 2}
 			}),
