@@ -17,8 +17,8 @@ import (
 
 var _ node.Datapath = (*Datapath)(nil)
 
-// cluster is what the kernel knows of other nodes.
-type cluster struct {
+// others is what the kernel knows of other nodes.
+type others struct {
 	nodes   map[string]node.Node   // by key
 	own     map[bpf.Addr]bpf.Peer  // rows of peers that are other nodes' own addresses
 	remotes map[bpf.Addr]remoteRow // rows of peers that are workloads of other nodes, also those that a row of this node hides
@@ -37,15 +37,15 @@ type remoteRow struct {
 	place    uint32
 }
 
-func newCluster() *cluster {
-	return &cluster{
+func newOthers() *others {
+	return &others{
 		nodes: map[string]node.Node{}, own: map[bpf.Addr]bpf.Peer{}, remotes: map[bpf.Addr]remoteRow{}, numbers: map[bpf.Addr]uint32{},
 		formerAddrs: map[bpf.Addr]struct{}{}, formerNodes: map[bpf.Addr]struct{}{},
 	}
 }
 
 // place returns the number of an underlay address.
-func (c *cluster) place(a bpf.Addr) uint32 {
+func (c *others) place(a bpf.Addr) uint32 {
 	n, ok := c.numbers[a]
 	if !ok {
 		n = uint32(len(c.places))
@@ -56,7 +56,7 @@ func (c *cluster) place(a bpf.Addr) uint32 {
 }
 
 // row returns what peers has to say about an address of another node.
-func (c *cluster) row(a bpf.Addr) (bpf.Peer, bool) {
+func (c *others) row(a bpf.Addr) (bpf.Peer, bool) {
 	if row, ok := c.own[a]; ok {
 		return row, true
 	}
@@ -378,4 +378,4 @@ func (d *Datapath) DeleteRemotes(list []node.Remote) error {
 }
 
 // nodeKeys returns the known nodes in order.
-func (c *cluster) nodeKeys() []string { return slices.SortedFunc(maps.Keys(c.nodes), strings.Compare) }
+func (c *others) nodeKeys() []string { return slices.SortedFunc(maps.Keys(c.nodes), strings.Compare) }

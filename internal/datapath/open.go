@@ -59,7 +59,7 @@ type Datapath struct {
 	attached map[uint32]*attachment // by ifindex: rows of endpoints, as written
 	hosts    map[bpf.Addr]struct{}  // rows of peers that are this node's own addresses
 	pods     map[bpf.Addr]uint32    // rows of peers that are its workloads', with their ifindex
-	cluster  *cluster
+	cluster  *others
 	epochNow uint32
 }
 
@@ -175,7 +175,7 @@ func newDatapath(log *slog.Logger, cfg Config, dir layoutDir, ms map[string]*ebp
 		attached:  map[uint32]*attachment{},
 		hosts:     map[bpf.Addr]struct{}{},
 		pods:      map[bpf.Addr]uint32{},
-		cluster:   newCluster(),
+		cluster:   newOthers(),
 	}
 	d.audit.Store(cfg.Audit)
 	d.traceAll.Store(cfg.TraceAll)
