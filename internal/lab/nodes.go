@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -72,12 +73,20 @@ func (l *Lab) buildUnderlay() error {
 	if err != nil || !l.spec.cluster() || !l.spec.tunnels() {
 		return err
 	}
-	// The router knows the way to pods, for outside hosts. With tunnels, nothing may pass between pods but inside one.
 	var pods []netip.Prefix
 	for _, n := range l.spec.Nodes {
 		pods = append(pods, n.PodCIDRs...)
 	}
-	return space.Forbid(ns, pods)
+	return l.tunnelsOnly(pods)
+}
+
+// tunnelsOnly: the router knows the way to pods, for outside hosts. What nodes and their pods send there must come in a
+// tunnel, or a lab would not show that there is none.
+func (l *Lab) tunnelsOnly(pods []netip.Prefix) error {
+	if len(pods) == 0 {
+		return nil
+	}
+	return space.Forbid(l.path("ns", underlayNS), slices.Concat(pods, l.wired(underlay4(), underlay6())), pods)
 }
 
 // wired returns those of its arguments whose family the nodes' network has.

@@ -102,7 +102,7 @@ func (l *Lab) learnRanges(ctx context.Context) error {
 	if !l.spec.tunnels() {
 		return nil
 	}
-	return space.Forbid(l.path("ns", underlayNS), all)
+	return l.tunnelsOnly(all)
 }
 
 // routeBack tells the router the way to a node's pods; outside hosts do not get to know it.

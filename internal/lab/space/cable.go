@@ -181,10 +181,10 @@ func ipNet(p netip.Prefix) *net.IPNet {
 // blackholeTable is a routing table for Forbid.
 const blackholeTable = 99
 
-// Forbid keeps a router from passing packets from one of these networks to another.
-func Forbid(netnsFile string, networks []netip.Prefix) error {
+// Forbid keeps a router from passing packets from some networks to others.
+func Forbid(netnsFile string, from, to []netip.Prefix) error {
 	return InNetns(netnsFile, func() error {
-		for i, n := range networks {
+		for i, n := range from {
 			family := netlink.FAMILY_V4
 			if n.Addr().Is6() {
 				family = netlink.FAMILY_V6
@@ -194,6 +194,8 @@ func Forbid(netnsFile string, networks []netip.Prefix) error {
 			if err := netlink.RuleAdd(rule); err != nil {
 				return fmt.Errorf("forbid ways from %s: %w", n, err)
 			}
+		}
+		for _, n := range to {
 			hole := &netlink.Route{Dst: ipNet(n), Table: blackholeTable, Type: unix.RTN_BLACKHOLE}
 			if err := netlink.RouteAdd(hole); err != nil {
 				return fmt.Errorf("forbid ways to %s: %w", n, err)
