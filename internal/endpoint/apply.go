@@ -130,7 +130,7 @@ func selects(p *policy.Policy, ls labels.Labels) bool {
 	if ns, _ := ls.Get(labels.SourceK8s, labels.KeyNamespace); p.Namespace != "" && ns != p.Namespace {
 		return false
 	}
-	return slices.ContainsFunc(p.Rules, func(r *policy.Rule) bool { return r.Subject.Matches(ls) })
+	return slices.ContainsFunc(p.Rules, func(r *policy.Rule) bool { return !r.Nodes && r.Subject.Matches(ls) })
 }
 
 // Revision of the policies in force.

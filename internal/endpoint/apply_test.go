@@ -70,7 +70,9 @@ func randomPolicy(r *rand.Rand, name string) string {
 			}
 			fmt.Fprintf(&b, "  %s%s:\n", dir, deny)
 			for range n {
-				switch r.IntN(4) {
+				switch r.IntN(5) {
+				case 4:
+					fmt.Fprintf(&b, "  - %sCIDRSet: [{cidrGroupRef: g, except: [20.1.2.0/24]}]\n", from)
 				case 0:
 					fmt.Fprintf(&b, "  - %sEndpoints: [{matchLabels: {app: %s}}]\n", from, pick("a", "b", "c"))
 				case 1:
@@ -90,6 +92,15 @@ func randomPolicy(r *rand.Rand, name string) string {
 		b.WriteString("  ingress: []\n")
 	}
 	return b.String()
+}
+
+// randomGroup writes the group of blocks that random policies refer to.
+func randomGroup(r *rand.Rand) string {
+	var some []string
+	for range r.IntN(3) {
+		some = append(some, "'"+blocks[r.IntN(len(blocks))]+"'")
+	}
+	return "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: g}\nspec: {externalCIDRs: [" + strings.Join(some, ", ") + "]}\n"
 }
 
 // TestChangesAreNeverMixed applies random changes and asks the kernel after each single row that is written: every
@@ -115,6 +126,12 @@ func TestChangesAreNeverMixed(t *testing.T) {
 				case 1:
 					del = append(del, policy.Ref{Kind: policy.KindNetworkPolicy, Namespace: "default", Name: name})
 				}
+			}
+			switch r.IntN(4) {
+			case 0:
+				put = append(put, parse(t, randomGroup(r))...)
+			case 1:
+				del = append(del, policy.Ref{Kind: policy.KindCIDRGroup, Name: "g"})
 			}
 			checkChange(t, a, put, del)
 		}

@@ -536,6 +536,9 @@ func (a *agent) empty() {
 	if e.rows.Len()+len(e.notes)+len(e.byKey)+len(e.byAddr)+len(e.attachments.locks) > 0 {
 		a.t.Errorf("left in memory: %d rows, %d notes, %d keys, %d addresses, %d locks", e.rows.Len(), len(e.notes), len(e.byKey), len(e.byAddr), len(e.attachments.locks))
 	}
+	if n := &e.kernel.ports; len(n.here)+len(n.users)+len(n.told) > 0 {
+		a.t.Errorf("named ports are left in memory: %+v", n)
+	}
 	if len(e.kernel.pointed)+len(e.kernel.subjects) > 0 {
 		a.t.Errorf("left in memory: %d pointers, %d subjects", len(e.kernel.pointed), len(e.kernel.subjects))
 	}
