@@ -140,12 +140,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	// the kernel
 	began := time.Now()
 	router4, router6 := a.addresses.Router()
-	a.datapath, err = datapath.Open(room("datapath"), datapath.Config{
+	a.datapath, err = datapath.Open(room("datapath"), cfg.routes(datapath.Config{
 		BPFRoot: cfg.BPFRoot, IPv4Range: cfg.IPv4Range, IPv6Range: cfg.IPv6Range, RouterIPv4: router4, RouterIPv6: router6,
 		Devices: cfg.Devices, MTU: cfg.MTU, Masquerade: cfg.Masquerade, MasqueradeExclude: cfg.MasqueradeExclude,
 		Audit: cfg.Audit, TraceAll: cfg.TraceAll, MonitorInterval: cfg.MonitorInterval,
 		CTMax: cfg.CTMax, NATEntries: cfg.NATMax, PolicyMax: cfg.PolicyMax, EventsBytes: cfg.EventsBytes,
-	})
+	}))
 	a.metrics.Bootstrapped("datapath", time.Since(began), err)
 	if err != nil {
 		return err

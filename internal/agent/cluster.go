@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -70,7 +68,7 @@ func (r rules) Learn(ctx context.Context, ids []identity.Identity, ports map[ide
 func (a *agent) newCluster(log *slog.Logger) *cluster {
 	return &cluster{log: log, nodes: node.NewNodes(log, node.Config{
 		Self: a.self(nil), Family: a.cfg.Cluster.Underlay, Grace: a.cfg.Cluster.Grace,
-	}, node.Deps{DB: a.db, Datapath: kernelOf(a.datapath), Identities: rules{a}})}
+	}, node.Deps{DB: a.db, Datapath: a.datapath, Identities: rules{a}})}
 }
 
 // self is what this node says of itself.
@@ -232,35 +230,20 @@ func (c Config) security(all labels.Labels) labels.Labels {
 	return labels.New(append(slices.Clone(ls), labels.Label{Source: labels.SourceK8s, Key: labels.KeyCluster, Value: c.ClusterName})...)
 }
 
-// nodeAddresses returns the addresses by which others reach this node: as configured, else the first global one of each
-// family of the first uplink that has any.
+// nodeAddresses returns the addresses by which others reach this node: those that the datapath sends from.
 func (a *agent) nodeAddresses() []netip.Addr {
-	if len(a.cfg.Cluster.NodeAddresses) > 0 {
-		return a.cfg.Cluster.NodeAddresses
+	v4, v6, err := a.datapath.Underlay()
+	if err != nil {
+		a.cluster.log.Warn("this node's addresses not found; those that the others know stay", "err", err)
+		return nil
 	}
-	found := map[bool]netip.Addr{}
-	for _, name := range a.datapath.Uplinks() {
-		dev, err := net.InterfaceByName(name)
-		if err != nil {
-			continue
-		}
-		list, err := dev.Addrs()
-		if err != nil {
-			continue
-		}
-		for _, one := range list {
-			n, ok := one.(*net.IPNet)
-			if !ok {
-				continue
-			}
-			addr, ok := netip.AddrFromSlice(n.IP)
-			addr = addr.Unmap()
-			if _, have := found[addr.Is4()]; ok && !have && addr.IsGlobalUnicast() {
-				found[addr.Is4()] = addr
-			}
+	var out []netip.Addr
+	for _, addr := range []netip.Addr{v4, v6} {
+		if addr.IsValid() {
+			out = append(out, addr)
 		}
 	}
-	return slices.SortedFunc(maps.Values(found), netip.Addr.Compare)
+	return out
 }
 
 func readClaim(path string) (c kvstore.Claim, err error) {
@@ -284,24 +267,6 @@ func writeClaim(path string, c kvstore.Claim) error {
 	}
 	return writeFile(path, b)
 }
-
-// kernelOf returns what programs the kernel's knowledge of other nodes.
-func kernelOf(d any) node.Datapath {
-	if k, ok := d.(node.Datapath); ok {
-		return k
-	}
-	return unrouted{}
-}
-
-// unrouted is a datapath without ways to other nodes.
-type unrouted struct{}
-
-var errUnrouted = errors.New("the datapath knows no way to other nodes")
-
-func (unrouted) PutNodes([]node.Node) error        { return errUnrouted }
-func (unrouted) DeleteNodes([]string) error        { return errUnrouted }
-func (unrouted) PutRemotes([]node.Remote) error    { return errUnrouted }
-func (unrouted) DeleteRemotes([]node.Remote) error { return errUnrouted }
 
 // alarms says what is wrong with the cluster as this node sees it.
 func (c *cluster) alarms() []string {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"porin/internal/datapath"
 	"porin/internal/identity"
 	"porin/internal/kvstore"
 	"porin/internal/labels"
@@ -29,6 +30,7 @@ type ClusterConfig struct {
 	Routing       string // geneve, vxlan or native
 	TunnelPort    uint16
 	Underlay      node.Family
+	TunnelDevice  string
 	DirectRoutes  bool
 	NativeCIDRs   []netip.Prefix
 	NodeAddresses []netip.Addr // empty: those of the uplinks
@@ -61,6 +63,7 @@ func clusterFlags(f *pflag.FlagSet) {
 	f.String("routing-mode", "", "tunnel or native: another way to write --routing")
 	f.String("tunnel-protocol", "", "geneve or vxlan, with --routing-mode tunnel")
 	f.Uint16("tunnel-port", 0, "UDP port of the tunnel (0: 6081 for geneve, 8472 for vxlan)")
+	f.String("tunnel-device", datapath.TunnelByPrograms, "who frames: bpf, or kernel (its own VXLAN device)")
 	f.String("underlay", string(node.Auto), "family of the addresses that nodes reach each other by: auto, ipv4, or ipv6")
 	f.Bool("auto-direct-node-routes", false, "with native routing: a route to every node's pods by that node's address")
 	f.StringSlice("native-routing-cidr", nil, "CIDRs that the network carries to pods: not masqueraded")
@@ -190,6 +193,13 @@ func (b *builder) routing(k *ClusterConfig) {
 	case port == 0:
 		k.TunnelPort = 6081
 	}
+	k.TunnelDevice = b.values["tunnel-device"]
+	switch {
+	case k.TunnelDevice != datapath.TunnelByPrograms && k.TunnelDevice != datapath.TunnelByKernel:
+		b.fail("tunnel-device", fmt.Sprintf("%q: bpf or kernel is wanted", k.TunnelDevice))
+	case k.TunnelDevice == datapath.TunnelByKernel && k.Routing != routingVXLAN:
+		b.fail("tunnel-device", "the kernel's own device is there for vxlan only; set routing to vxlan")
+	}
 	if k.DirectRoutes = b.bool("auto-direct-node-routes"); k.DirectRoutes && k.Routing != routingNative {
 		b.fail("auto-direct-node-routes", "only native routing needs routes; set routing to native")
 	}
@@ -202,6 +212,17 @@ func (c Config) storeClient(did func(scope string, took time.Duration, err error
 		Endpoints: c.Endpoints, Cert: c.StoreCert, Key: c.StoreKey, CA: c.StoreCA, Node: c.NodeName, Did: did,
 		First: first + uint32(identity.MinCluster), Last: first + uint32(identity.MaxCluster),
 	}
+}
+
+// routes adds to d how packets reach other nodes. A node that is alone has no tunnel.
+func (c Config) routes(d datapath.Config) datapath.Config {
+	if !c.Cluster.Shared {
+		return d
+	}
+	k := c.Cluster
+	d.Routing, d.TunnelPort, d.TunnelDevice, d.Underlay = k.Routing, k.TunnelPort, k.TunnelDevice, k.Underlay
+	d.NodeAddresses, d.DirectRoutes, d.NativeCIDRs = k.NodeAddresses, k.DirectRoutes, k.NativeCIDRs
+	return d
 }
 
 // storeServer is the embedded store.

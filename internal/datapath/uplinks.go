@@ -5,22 +5,22 @@ import (
 
 	"porin/bpf"
 	"porin/internal/identity"
-	cluster "porin/internal/node"
+	"porin/internal/node"
 )
 
 // Uplinks returns the names of the devices by which pods leave the node, the preferred one first.
 func (d *Datapath) Uplinks() []string { return d.host.uplinkNames() }
 
 // RestoredRemotes returns the addresses of other nodes' workloads that a former agent left in the kernel.
-func (d *Datapath) RestoredRemotes() ([]cluster.Remote, error) {
-	var out []cluster.Remote
+func (d *Datapath) RestoredRemotes() ([]node.Remote, error) {
+	var out []node.Remote
 	err := d.peers.each(func(keys []bpf.Addr, values []bpf.Peer) error {
 		for i, p := range values {
 			id := identity.ID(p.Identity)
-			if p.Node == (bpf.Addr{}) || p.Flags&(bpf.PeerLocal|bpf.PeerHost) != 0 || id.IsReserved() && id != identity.Health {
+			if p.Flags&bpf.PeerRemote == 0 || id.IsReserved() && id != identity.Health {
 				continue
 			}
-			out = append(out, cluster.Remote{Addr: keys[i].Netip(), Identity: id, Node: p.Node.Netip()})
+			out = append(out, node.Remote{Addr: keys[i].Netip(), Identity: id, Node: p.Node.Netip()})
 		}
 		return nil
 	})

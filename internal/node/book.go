@@ -24,6 +24,7 @@ type book struct {
 	nodes    map[string]struct{}              // owners to be looked at again, by key
 	changed  bool                             // the table nodes is behind
 	recalled bool                             // there are rows of an earlier run that no store has told of
+	complete bool                             // the own cluster's store has told everything once, or there is none
 	told     [reasons]uint64                  // records by why they were refused
 	count    [reasons]int                     // records by where they stand now
 	refused  uint64                           // records of nodes that were refused
@@ -276,6 +277,7 @@ func (b *book) sweep(s Source, listing uint64, now time.Time) (change bool) {
 		}
 	}
 	b.settleRows(s.ID)
+	b.complete = b.complete || s.Cluster == b.self.Cluster
 	return change
 }
 

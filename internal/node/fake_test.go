@@ -19,13 +19,14 @@ import (
 
 // fakeKernel is a datapath in memory that may fail half way.
 type fakeKernel struct {
-	t     *testing.T
-	rules *fakeRules
-	mu    sync.Mutex
-	nodes map[string]Node
-	rows  map[netip.Addr]Remote
-	fail  func() bool
-	calls int
+	t      *testing.T
+	rules  *fakeRules
+	mu     sync.Mutex
+	nodes  map[string]Node
+	rows   map[netip.Addr]Remote
+	fail   func() bool
+	calls  int
+	forgot int
 }
 
 var errFake = errors.New("no room")
@@ -86,6 +87,14 @@ func (f *fakeKernel) DeleteRemotes(list []Remote) error {
 			delete(f.rows, r.Addr)
 		}
 	}
+	return nil
+}
+
+func (f *fakeKernel) ForgetFormer() error {
+	if f.failing() {
+		return errFake
+	}
+	f.forgot++
 	return nil
 }
 

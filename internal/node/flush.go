@@ -51,6 +51,9 @@ func (n *Nodes) flush(ctx context.Context) error {
 		}
 	}
 	err = errors.Join(err, n.flushGone(), n.flushPorts(ctx))
+	if err == nil {
+		err = n.flushFormer()
+	}
 	n.show()
 	n.mu.Lock()
 	defer n.mu.Unlock()

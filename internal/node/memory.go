@@ -1,6 +1,8 @@
 package node
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -64,6 +66,44 @@ func (n *Nodes) Recall(m Memory, rows []Remote) {
 	}
 }
 
+// flushFormer makes the kernel forget what an earlier run left, once nothing is owed to it: all that is true by now is
+// written again before, since rows that stayed as they were have not been.
+func (n *Nodes) flushFormer() error {
+	n.mu.Lock()
+	ready := n.book.complete && !n.book.recalled && !n.former && len(n.book.dirty) == 0
+	var rows []Remote
+	var list []Node
+	if ready {
+		for k, sl := range n.book.slots {
+			if sl.row != (row{}) {
+				rows = append(rows, sl.row.remote(k))
+			}
+		}
+	}
+	n.mu.Unlock()
+	if !ready {
+		return nil
+	}
+	for _, one := range n.kernel.nodes {
+		list = append(list, one)
+	}
+	var errs []error
+	if len(list) > 0 {
+		errs = append(errs, n.deps.Datapath.PutNodes(list))
+	}
+	for part := range slices.Chunk(rows, chunk) {
+		errs = append(errs, n.deps.Datapath.PutRemotes(part))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("write again what an earlier run left: %w", err)
+	}
+	if err := n.deps.Datapath.ForgetFormer(); err != nil {
+		return fmt.Errorf("take away what an earlier run left: %w", err)
+	}
+	n.former = true
+	return nil
+}
+
 // cluster is the id of the cluster that an address is of, by its identity.
 func (b *book) cluster(id identity.ID) uint8 {
 	if id == identity.Health {
@@ -80,6 +120,7 @@ func (n *Nodes) Settle(clusters map[uint8]bool) {
 			n.book.dirty[k] = struct{}{}
 		}
 	}
+	n.book.complete = n.book.complete || len(clusters) == 0
 	n.mu.Unlock()
 	n.wake()
 }

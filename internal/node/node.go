@@ -108,4 +108,7 @@ type Datapath interface {
 	PutRemotes([]Remote) error
 	// DeleteRemotes removes the rows that still lead to the given node; those of a newer owner stay.
 	DeleteRemotes([]Remote) error
+	// ForgetFormer is called once, when everything that is true has been put since the start: what an earlier run left and
+	// nobody has put goes.
+	ForgetFormer() error
 }

@@ -57,6 +57,7 @@ type Nodes struct {
 	kick chan struct{}
 
 	turn   sync.Mutex
+	former bool   // turn: what an earlier run left has been settled
 	kernel kernel // turn
 
 	mu      sync.Mutex

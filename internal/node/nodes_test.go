@@ -399,11 +399,18 @@ func TestRestart(t *testing.T) {
 	if len(next.kernel.nodes) != 2 {
 		t.Errorf("nodes %v", next.kernel.nodes)
 	}
+	if s.kernel.forgot != 0 {
+		t.Error("what an earlier run left is forgotten before the store told anything")
+	}
 	next.tell(Batch{Listing: 1, Done: true, Nodes: []Node{n1}, Addresses: []Address{addressOf("n1", podOf(1, 8), 300, "web")}})
 	next.want("10.1.0.8 300 192.168.0.1", "10.2.0.7 300 192.168.0.2") // n2 has lapsed only
 	next.now = next.now.Add(11 * time.Minute)
 	next.settle()
 	next.want("10.1.0.8 300 192.168.0.1")
+	next.settle()
+	if s.kernel.forgot != 1 {
+		t.Errorf("what an earlier run left was forgotten %d times", s.kernel.forgot)
+	}
 	if len(next.kernel.nodes) != 1 {
 		t.Errorf("nodes %v", next.kernel.nodes)
 	}
