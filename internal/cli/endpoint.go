@@ -139,7 +139,8 @@ func (s *shell) endpointLabels() *cobra.Command {
 			return agent.SetEndpointLabels(ctx, &agentv1.SetEndpointLabelsRequest{Id: id, Add: add, Delete: del})
 		})
 	cmd.Long = `Without flags: shows the endpoint. With flags: changes its labels and returns when the policy of its new identity is in force.
-A label is source:key=value.
+A label is source:key=value; one without a source is added as unspec:key=value. A CiliumNetworkPolicy whose selector names no
+source finds it all the same, a NetworkPolicy only one of source k8s. A label to take away needs its source, and no value.
 
 ` + idForms
 	cmd.Flags().StringArrayVarP(&add, "add", "a", nil, "label to add or change (may be repeated)")

@@ -356,7 +356,10 @@ func TestSetLabels(t *testing.T) {
 	if a.can(web, verdict.Ingress, client.IPv4, 80) || a.can(web, verdict.Ingress, client.IPv6, 80) {
 		t.Error("the client keeps what its old labels allowed")
 	}
-	if _, err := a.SetLabels(t.Context(), client.ID, nil, labels.Labels{{Source: "k8s", Key: "app"}}); err != nil {
+	if _, err := a.SetLabels(t.Context(), client.ID, nil, labels.Labels{{Source: "unspec", Key: "app"}}); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "k8s:app=guest") {
+		t.Errorf("taking away a label without its source: %v; want to be told of k8s:app=guest", err)
+	}
+	if _, err := a.SetLabels(t.Context(), client.ID, nil, labels.Labels{{Source: "k8s", Key: "app"}, {Source: "k8s", Key: "none"}}); err != nil {
 		t.Fatal(err)
 	}
 	back, err := a.SetLabels(t.Context(), client.ID, labels.Labels{{Source: "k8s", Key: "app", Value: "client"}}, nil)

@@ -61,16 +61,30 @@ func (e *Endpoints) SetLabels(ctx context.Context, id uint16, add, remove labels
 	if !ep.settled() {
 		return Endpoint{}, fmt.Errorf("labels of endpoint %d: it is %s: %w", id, ep.Phase, ErrInvalid)
 	}
-	all := slices.DeleteFunc(slices.Clone(ep.Labels), func(l labels.Label) bool {
-		return slices.ContainsFunc(remove, func(r labels.Label) bool {
-			return r.Source == l.Source && r.Key == l.Key && (r.Value == "" || r.Value == l.Value)
-		})
-	})
+	all := ep.Labels
+	for _, r := range remove {
+		if all, err = without(all, r); err != nil {
+			return Endpoint{}, fmt.Errorf("labels of endpoint %d: %w", id, err)
+		}
+	}
 	all = labels.New(append(all, add...)...)
 	if len(all) > maxLabels {
 		return Endpoint{}, fmt.Errorf("labels of endpoint %d: %d labels, at most %d: %w", id, len(all), maxLabels, ErrInvalid)
 	}
 	return e.relabel(ctx, ep, all)
+}
+
+// without takes a label away. One that is not there is no error, unless another source has its key: who forgot the source
+// would believe it gone.
+func without(all labels.Labels, gone labels.Label) (labels.Labels, error) {
+	rest := slices.DeleteFunc(slices.Clone(all), func(l labels.Label) bool {
+		return gone.Source == l.Source && gone.Key == l.Key && (gone.Value == "" || gone.Value == l.Value)
+	})
+	i := slices.IndexFunc(all, func(l labels.Label) bool { return l.Key == gone.Key && l.Source != gone.Source })
+	if len(rest) == len(all) && i >= 0 {
+		return nil, fmt.Errorf("there is no %s to take away, but %s: name its source: %w", gone, all[i], ErrInvalid)
+	}
+	return rest, nil
 }
 
 // relabel gives ep these labels and the identity that follows from them. The attachment is locked.
