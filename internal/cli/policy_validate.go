@@ -32,7 +32,7 @@ type validated struct {
 
 func policyValidate() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "validate FILE...",
+		Use:   "validate FILE... | -f FILE...",
 		Short: "Check policy files without an agent",
 		Long: `Reads policies as the agent does and reports every fault with file, line and field: unknown fields too, since a field that
 is ignored would open what its author meant to close. A FILE may be a folder (its .yaml, .yml and .json files) or - for
@@ -40,10 +40,15 @@ the standard input. Two policies of the same name are a fault. Exit code 1 if th
 		Example: `  porin policy validate policy.yaml
   porin policy validate policies/ -o json
   kubectl get cnp -A -o yaml | porin policy validate -`,
-		Args: between(1, -1, "FILE"),
+		Args: between(0, -1),
 	}
+	files := cmd.Flags().StringArrayP("filename", "f", nil, "file, folder, or - for the standard input (may be repeated)")
 	out := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		args = append(*files, args...)
+		if len(args) == 0 {
+			return usage("no file: say which, or - for the standard input")
+		}
 		docs, err := manifests(args, cmd.InOrStdin())
 		if err != nil {
 			return err
