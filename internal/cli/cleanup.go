@@ -131,7 +131,10 @@ func (s *shell) agentGone(ctx context.Context, dirs ...string) (unlock func(), e
 		locks = append(locks, f)
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			unlock()
-			return nil, fmt.Errorf("the agent runs: it holds the lock of %s; stop it first (%w)", dir, err)
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, fmt.Errorf("the agent runs: it holds the lock of %s; stop it first", dir)
+			}
+			return nil, fmt.Errorf("see whether an agent runs: lock %s: %w", f.Name(), err)
 		}
 	}
 	var d net.Dialer

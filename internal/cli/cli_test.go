@@ -224,7 +224,7 @@ func TestCleanup(t *testing.T) {
 		{name: "asked and agreed", in: "yes\n", root: true, cleaned: true},
 		{name: "forced", args: []string{"--force"}, root: true, cleaned: true},
 		{name: "agent runs", args: []string{"--force"}, root: true, agent: true, errs: "the agent runs", code: exitFailed},
-		{name: "agent starts", args: []string{"--force"}, root: true, locked: true, errs: "it holds the lock of " + stateDir, code: exitFailed},
+		{name: "agent starts", args: []string{"--force"}, root: true, locked: true, errs: "it holds the lock of " + stateDir + "; stop it first\n", code: exitFailed},
 		{name: "someone else's folder", args: []string{"--force", "--state-dir", "/var/lib/x"}, root: true, errs: `no part of its name is porin`, code: exitUsage},
 		{name: "relative folder", args: []string{"--force", "--state-dir", "porin"}, root: true, errs: "write it from the root", code: exitUsage},
 		{name: "kernel refuses", args: []string{"--force"}, root: true, broken: errors.New("delete device porin_host: busy"), errs: "porin_host: busy", code: exitFailed, cleaned: true},
