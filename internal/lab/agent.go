@@ -145,19 +145,33 @@ func (l *Lab) remove(ctx context.Context, files []*agentv1.ManifestFile) (uint64
 	})
 }
 
+// ended says what an interrupted call leaves behind; another error has words of its own.
+func ended(ctx context.Context, left string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(ctx.Err(), context.Canceled):
+		return errors.New("interrupted: " + left)
+	case ctx.Err() != nil:
+		return errors.New("no answer: " + left)
+	}
+	return err
+}
+
 func (l *Lab) change(ctx context.Context, do func(context.Context, agentv1.AgentClient) (*agentv1.PolicyRevision, error)) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, policyInUse)
-	defer cancel()
 	var revision uint64
 	for _, n := range l.places(kindNode) {
 		err := withAgent(n, func(c agentv1.AgentClient) error {
+			// the agent ends the wait and says who is late; should it hang, we end it a little later
+			ctx, cancel := context.WithTimeout(ctx, policyInUse+5*time.Second)
+			defer cancel()
 			rev, err := do(ctx, c)
 			if err != nil {
-				return err
+				return ended(ctx, "the change may or may not have been made", err)
 			}
 			revision = rev.GetRevision()
 			_, err = c.WaitPolicy(ctx, &agentv1.WaitPolicyRequest{Revision: revision, Timeout: durationpb.New(policyInUse)})
-			return err
+			return ended(ctx, fmt.Sprintf("revision %d is made, but not every endpoint enforces it; 'porin lab exec %s -- porin endpoint list' shows which", revision, n.Name), err)
 		})
 		if err != nil {
 			return 0, err

@@ -288,6 +288,11 @@ spec:
 		t.Fatal(err)
 	}
 	expect(expectDeny)
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := l.Apply(over, "more.yaml", more); err == nil || !strings.HasPrefix(err.Error(), "node1: interrupted: ") {
+		t.Errorf("an interrupted change: %v", err)
+	}
 	if err := l.Apply(t.Context(), "bad.yaml", []byte("kind: Nonsense")); err == nil || !strings.Contains(err.Error(), "bad.yaml:1") {
 		t.Errorf("a broken manifest: %v", err)
 	}

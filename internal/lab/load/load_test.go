@@ -75,7 +75,7 @@ func TestServerSaysWhyItCannotStart(t *testing.T) {
 		p.Stop()
 		t.Fatal("started")
 	}
-	if !strings.Contains(err.Error(), fmt.Sprintf("listen on %s", addr)) {
-		t.Errorf("%v", err)
+	if !strings.Contains(err.Error(), fmt.Sprintf("listen on %s", addr)) || strings.Count(err.Error(), "cannot assign") != 1 {
+		t.Errorf("%v; want to be told once", err)
 	}
 }

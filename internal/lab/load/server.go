@@ -25,10 +25,17 @@ func listen(at netip.AddrPort) (tcp, udp int, err error) {
 		unix.Close(tcp)
 		return -1, -1, err
 	}
-	err = errors.Join(
-		unix.SetsockoptInt(tcp, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
-		unix.SetsockoptInt(udp, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20),
-		unix.Bind(tcp, sa), unix.Bind(udp, sa), unix.Listen(tcp, 1024))
+	for _, step := range []func() error{
+		func() error { return unix.SetsockoptInt(tcp, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) },
+		func() error { return unix.SetsockoptInt(udp, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20) },
+		func() error { return unix.Bind(tcp, sa) },
+		func() error { return unix.Bind(udp, sa) },
+		func() error { return unix.Listen(tcp, 1024) },
+	} {
+		if err = step(); err != nil {
+			break
+		}
+	}
 	if err != nil {
 		unix.Close(tcp)
 		unix.Close(udp)
