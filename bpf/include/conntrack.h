@@ -120,25 +120,32 @@ static __always_inline void conntrack_note(struct ct_entry *e, const struct pack
 	e->direction = p->direction;
 }
 
-/* A flow that begins with p, but for the epoch. */
-static __always_inline void conntrack_begin(struct ct_entry *e, const struct packet *p, const struct judgement *j)
+/* A flow that begins with p: all that no judge is asked about. */
+static __always_inline void conntrack_begin(struct ct_entry *e, struct packet *p)
 {
 	__u8 flags = conntrack_close_flags(p);
 
+	p->event = EVENT_POLICY_VERDICT;
 	e->expires = p->now + conntrack_life(p, flags);
 	e->created = p->now;
 	e->reported = p->now >> REPORT_SHIFT;
-	conntrack_note(e, p, j);
-	e->initiator = p->src_hi;
 	e->flags = flags;
 	e->tcp_flags = p->tcp_flags;
-	e->proxy_port = 0;
-	mac_copy(e->lo_mac, j->lo.mac);
-	mac_copy(e->hi_mac, j->hi.mac);
 	e->lo_to_hi.packets = !p->src_hi;
 	e->lo_to_hi.bytes = p->src_hi ? 0 : p->len;
 	e->hi_to_lo.packets = p->src_hi;
 	e->hi_to_lo.bytes = p->src_hi ? p->len : 0;
+}
+
+/* Its ends and its verdict, but for the epoch. */
+static __always_inline void conntrack_fill(struct ct_entry *e, struct packet *p, const struct judgement *j)
+{
+	conntrack_begin(e, p);
+	conntrack_note(e, p, j);
+	e->initiator = p->src_hi;
+	e->proxy_port = 0;
+	mac_copy(e->lo_mac, j->lo.mac);
+	mac_copy(e->hi_mac, j->hi.mac);
 }
 
 /* over: the closed or reversed flow of the same tuple, if there is one. Its entry is written anew where it stands: to
@@ -149,16 +156,15 @@ static __noinline enum verdict conntrack_create(struct packet *p, const struct j
 {
 	struct ct_entry e;
 
-	p->event = EVENT_POLICY_VERDICT;
 	if (over) {
 		over->epoch = p->epoch - 1; /* no other CPU takes a cached verdict from it before all is written */
 		barrier();
-		conntrack_begin(over, p, j);
+		conntrack_fill(over, p, j);
 		barrier();
 		over->epoch = p->epoch;
 		return NEXT;
 	}
-	conntrack_begin(&e, p, j);
+	conntrack_fill(&e, p, j);
 	e.epoch = p->epoch;
 	if (bpf_map_update_elem(&conntrack, &p->key, &e, BPF_ANY)) {
 		p->event = 0;
@@ -201,10 +207,11 @@ static __always_inline enum verdict conntrack_source(struct packet *p)
 }
 
 /* Judges a new flow, or an old one whose verdict is of another epoch. A global function: the verifier looks at it once,
- * not once for every way that leads to it. The check of p is for its sake.
+ * not once for every way that leads to it.
  */
-__noinline int conntrack_judge(struct packet *p, struct ct_entry *e)
+__noinline int conntrack_judge(struct ct_entry *e)
 {
+	struct packet *p = packet_get();
 	struct ct_entry *over = NULL;
 	struct side *src, *dst;
 	struct judgement j;
@@ -354,24 +361,35 @@ static __always_inline void conntrack_count(const struct settings *s, struct pac
 	}
 }
 
+/* Holds the verdict that this entry has? Not that of a flow that begins the other way round. One that begins the same way
+ * has the same ends, and within an epoch nothing of them and of the rules changes: the judges would say the same again.
+ */
+static __always_inline bool conntrack_holds(const struct packet *p, const struct ct_entry *e)
+{
+	return e && e->epoch == p->epoch && (p->status != CT_NEW || e->initiator == p->src_hi);
+}
+
 /* Verdict of the flow that conntrack_find named. */
 static __always_inline enum verdict conntrack_verdict(struct packet *p, struct ct_entry *e)
 {
 	const struct settings *s = settings_get();
+	bool begin = p->status == CT_NEW;
 	enum verdict v;
 
 	if (!s)
 		return drop(p, DROP_INTERNAL);
-	if (e && e->epoch == p->epoch && p->status != CT_NEW) {
+	if (conntrack_holds(p, e)) {
 		v = conntrack_cached(p, e);
 		if (v == NEXT && !(p->flags & PF_ERROR))
 			v = conntrack_source(p);
+		if (v == NEXT && begin)
+			conntrack_begin(e, p);
 	} else {
-		v = conntrack_judge(p, e);
+		v = conntrack_judge(e);
 	}
 	if (v == NEXT && p->flags & PF_ERROR)
 		return conntrack_error_source(p);
-	if (v == NEXT && e && p->status != CT_NEW)
+	if (v == NEXT && e && !begin)
 		conntrack_count(s, p, e);
 	if (v == NEXT && p->flags & PF_FIRST && !(p->flags & PF_NATTED))
 		v = fragment_store(p);

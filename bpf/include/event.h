@@ -102,13 +102,14 @@ static __always_inline void event_submit(struct event *e)
 	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
 }
 
-/* Global functions: the verifier looks at them once, not once for every way that leads to them. Nothing but the check for
- * NULL is for its sake.
+/* Global functions: the verifier looks at them once, not once for every way that leads to them. They find
+ * the packet by themselves.
  */
 
 /* With the first bytes of the packet. */
-__noinline int event_whole(struct __sk_buff *ctx, struct packet *p, __u32 v)
+__noinline int event_whole(struct __sk_buff *ctx, __u32 v)
 {
+	struct packet *p = packet_get();
 	struct event *e;
 	__u32 snap;
 
@@ -138,8 +139,9 @@ __noinline int event_whole(struct __sk_buff *ctx, struct packet *p, __u32 v)
 }
 
 /* Of a packet that passes: who and whereto, no more. */
-__noinline int event_short(struct __sk_buff *ctx, struct packet *p, __u32 v)
+__noinline int event_short(struct __sk_buff *ctx, __u32 v)
 {
+	struct packet *p = packet_get();
 	struct event *e;
 	void *data, *end;
 

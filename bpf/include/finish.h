@@ -58,9 +58,9 @@ static __always_inline int finish(struct __sk_buff *ctx, struct packet *p, enum 
 		if (!p->event)
 			p->event = EVENT_TRACE;
 		if (v == V_DROP || s->flags & (SETTING_SNAP | SETTING_TRACE_ALL))
-			event_whole(ctx, p, v);
+			event_whole(ctx, v);
 		else
-			event_short(ctx, p, v);
+			event_short(ctx, v);
 	}
 	switch (v) {
 	case V_PEER:

@@ -161,6 +161,16 @@ static __always_inline const struct settings *settings_get(void)
 	return bpf_map_lookup_elem(&settings, &zero);
 }
 
+/* The packet in hand, for global functions: handed to one as an argument it is no more than some memory to the verifier,
+ * and before 6.2 no key of a map.
+ */
+static __always_inline struct packet *packet_get(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratch, &zero);
+}
+
 /* Only the array lookups of the kernel's own making can fail here; NULL drops the packet. */
 static __always_inline struct packet *packet_new(struct __sk_buff *ctx, enum point point)
 {
