@@ -14,6 +14,8 @@ const (
 	allow  = "allow"
 	deny   = "deny"
 	reject = "reject"
+	audit  = "audit"    // let pass, and reported
+	proxy  = "redirect" // to the proxy, which looks at what is said
 )
 
 // Result is one connection of a check, or a check that rules alone cannot answer.
@@ -39,8 +41,8 @@ func (c *Check) check() error {
 	switch {
 	case c.From == "" || c.To == "":
 		return fmt.Errorf("from and to are needed: name a workload, an outside host, a node or an address")
-	case !slices.Contains([]string{allow, deny, reject}, c.Expect):
-		return fmt.Errorf("expect: %q: write allow, deny or reject", c.Expect)
+	case !slices.Contains([]string{allow, deny, reject, audit, proxy}, c.Expect):
+		return fmt.Errorf("expect: %q: write allow, deny, reject, audit or redirect", c.Expect)
 	case c.Family != "" && c.Family != "ipv4" && c.Family != "ipv6":
 		return fmt.Errorf("family: %q: write ipv4 or ipv6", c.Family)
 	}
@@ -164,7 +166,7 @@ func (w *World) result(file string, c *Check, from, to End, p Port) Result {
 	if want == reject { // somebody says no who could say so: policy let it pass
 		want = allow
 	}
-	r.OK = want == r.Got || want == allow && r.Got == "audit" || want == allow && r.Got == "redirect"
+	r.OK = want == r.Got || want == allow && r.Got != deny
 	return r
 }
 
@@ -183,15 +185,15 @@ func word(a verdict.Action) string {
 	case verdict.Allow:
 		return allow
 	case verdict.Audit:
-		return "audit"
+		return audit
 	case verdict.Redirect:
-		return "redirect"
+		return proxy
 	}
 	return deny
 }
 
 // Ask asks the engine about one connection.
 func (w *World) Ask(from, to End, p Port) Verdict {
-	d := w.Engine.Decide(from.Identity, to.Identity, p.Proto, p.Number)
+	d := w.Engine.DecideAt(from.Identity, to.Identity, to.Ports, p.Proto, p.Number)
 	return join(answer{d.Egress, d.Ingress}, d.Action, w.Engine.Explain)
 }

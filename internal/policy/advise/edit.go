@@ -18,6 +18,7 @@ const (
 	AddPort     = "add-port"
 	AddPeer     = "add-peer"
 	RemoveRule  = "remove-rule"
+	DropAuth    = "drop-authentication"
 )
 
 // Edit is one thing to change: a workload's labels, or entries of policies.
@@ -149,7 +150,13 @@ func says(st policy.Step) string {
 	if what == "" {
 		what = "every port"
 	}
-	verb, way := map[bool]string{true: "allows", false: "denies"}[st.Effect == policy.EffectAllow], "from"
+	verb, way := "allows", "from"
+	switch st.Effect {
+	case policy.EffectDeny:
+		verb = "denies"
+	case policy.EffectPass:
+		verb = "passes on"
+	}
 	if st.Rule.Direction.String() == "egress" {
 		way = "to"
 	}
@@ -169,8 +176,24 @@ func addPort(st policy.Step, p Port, peer End, rank int) Edit {
 		Text: fmt.Sprintf("add %s to %s%s", p, st.Rule, at(st.Rule)),
 		Why:  says(st) + fmt.Sprintf("; not %s", p),
 		apply: func(s *state) {
-			s.entry(st.Rule, func(e *policy.Entry) {
+			s.entry(st.Rule, func(e *policy.Entry) bool {
 				e.Ports = append(slices.Clone(e.Ports), policy.Port{Proto: p.Proto, First: p.Number, Last: p.Number})
+				return true
+			})
+		},
+	}
+}
+
+// dropAuth lets an entry allow without an authentication.
+func dropAuth(st policy.Step) Edit {
+	return Edit{
+		Kind: DropAuth, Rules: []Rule{{st.Rule}}, cost: 2,
+		Text: fmt.Sprintf("take the authentication out of %s%s", st.Rule, at(st.Rule)),
+		Why:  says(st) + ", if they authenticate; nothing authenticates workloads yet",
+		apply: func(s *state) {
+			s.entry(st.Rule, func(e *policy.Entry) bool {
+				e.Auth = policy.AuthNone
+				return true
 			})
 		},
 	}
@@ -179,17 +202,38 @@ func addPort(st policy.Step, p Port, peer End, rank int) Edit {
 // addPeer names the other end in the entry, if the entry names peers in a way that can.
 func (q *question) addPeer(st policy.Step, peer End, peerSends bool) (Edit, bool) {
 	copied := q.state()
-	list := copied.list(st.Rule)
-	if list == nil {
-		return Edit{}, false
-	}
-	entry := (*list)[st.Rule.Index]
 	out := Edit{Kind: AddPeer, Rules: []Rule{{st.Rule}}, cost: 2, Why: says(st)}
 	for _, t := range st.Peers {
 		out.Why += "; " + whyNot(peer, t.Missing)
 	}
+	for _, entry := range copied.entries(st.Rule) {
+		name, change := q.peerFor(entry.Peers.Kind, st, peer, peerSends)
+		if change == nil {
+			continue
+		}
+		kind := entry.Peers.Kind
+		out.Peer, out.Text = name, fmt.Sprintf("add %s to the peers of %s%s", name, st.Rule, at(st.Rule))
+		out.apply = func(s *state) {
+			done := false // one of the entries is enough
+			s.entry(st.Rule, func(e *policy.Entry) bool {
+				if done || e.Peers.Kind != kind {
+					return false
+				}
+				done = true
+				change(s, &e.Peers)
+				return true
+			})
+		}
+		return out, true
+	}
+	return Edit{}, false
+}
+
+// peerFor says how a list of peers of one kind can name an end: the words, and what to do; nil where it cannot.
+func (q *question) peerFor(kind policy.PeerKind, st policy.Step, peer End, peerSends bool) (string, func(*state, *policy.Peers)) {
+	single := len(peer.Addrs) == 1 && peer.Kind != Workload
 	switch {
-	case entry.Peers.Kind == policy.PeersEndpoints && (peer.Kind == Workload || peer.Kind == Ad):
+	case kind == policy.PeersEndpoints && (peer.Kind == Workload || peer.Kind == Ad):
 		var reqs []labels.Requirement
 		for _, l := range peer.Identity.Labels {
 			if own(l) || l.Key == labels.KeyNamespace && l.Value != st.Rule.Policy.Namespace {
@@ -198,24 +242,37 @@ func (q *question) addPeer(st policy.Step, peer End, peerSends bool) (Edit, bool
 		}
 		sel, err := labels.NewSelector(reqs...)
 		if err != nil || len(reqs) == 0 {
-			return Edit{}, false
+			return "", nil
 		}
-		out.Peer = "{" + sel.String() + "}"
-		out.apply = func(s *state) {
-			s.entry(st.Rule, func(e *policy.Entry) { e.Peers.Endpoints = append(slices.Clone(e.Peers.Endpoints), sel) })
-		}
-	case (entry.Peers.Kind == policy.PeersCIDR || entry.Peers.Kind == policy.PeersCIDRSet) && len(peer.Addrs) == 1 && peer.Kind != Workload:
+		return "{" + sel.String() + "}", func(_ *state, p *policy.Peers) { p.Endpoints = append(slices.Clone(p.Endpoints), sel) }
+	case (kind == policy.PeersCIDR || kind == policy.PeersCIDRSet) && single:
 		block := netip.PrefixFrom(peer.Addrs[0], peer.Addrs[0].BitLen())
-		out.Peer = block.String()
-		out.apply = func(s *state) {
-			s.entry(st.Rule, func(e *policy.Entry) { e.Peers.CIDRs = append(slices.Clone(e.Peers.CIDRs), policy.CIDR{Prefix: block}) })
-			s.end(peerSends).Identity = identity.Identity{ID: identity.MaxLocal, Prefix: block, Labels: q.w.blockLabels(block)}
+		return block.String(), func(s *state, p *policy.Peers) {
+			p.CIDRs = append(slices.Clone(p.CIDRs), policy.CIDR{Prefix: block})
+			if e := s.end(peerSends); !e.Identity.Prefix.IsSingleIP() {
+				e.Identity = identity.Identity{ID: identity.MaxLocal, Prefix: block, Labels: q.w.blockLabels(block)}
+			}
 		}
-	default:
-		return Edit{}, false
+	case kind == policy.PeersEntities && peer.Kind == Reserved:
+		name := strings.TrimPrefix(peer.Name, "reserved:")
+		if !slices.Contains(policy.EntityNames(), name) {
+			return "", nil
+		}
+		return "the entity " + name, func(_ *state, p *policy.Peers) { p.Entities = append(slices.Clone(p.Entities), name) }
+	case kind == policy.PeersEntities && (peer.Kind == Outside || peer.Kind == Address) && single:
+		return "the entity world", func(_ *state, p *policy.Peers) { p.Entities = append(slices.Clone(p.Entities), "world") }
+	case kind == policy.PeersEntities && peer.Kind == Node && peer.Identity.ID == identity.Host:
+		return "the entity host", func(_ *state, p *policy.Peers) { p.Entities = append(slices.Clone(p.Entities), "host") }
+	case kind == policy.PeersFQDNs && len(peer.Names) > 0 && single:
+		f := policy.FQDN{Name: peer.Names[0]}
+		block := netip.PrefixFrom(peer.Addrs[0], peer.Addrs[0].BitLen())
+		return "the name " + strings.TrimSuffix(f.Name, "."), func(s *state, p *policy.Peers) {
+			p.FQDNs = append(slices.Clone(p.FQDNs), f)
+			ls := labels.New(append([]labels.Label(q.w.blockLabels(block)), labels.Label{Source: labels.SourceFQDN, Key: f.Name})...)
+			s.end(peerSends).Identity = identity.Identity{ID: identity.MaxLocal, Prefix: block, Labels: ls}
+		}
 	}
-	out.Text = fmt.Sprintf("add %s to the peers of %s%s", out.Peer, st.Rule, at(st.Rule))
-	return out, true
+	return "", nil
 }
 
 func removeRules(refs []policy.RuleRef) Edit {

@@ -47,11 +47,11 @@ func (w *World) Explain(from, to End, p Port) Explanation {
 // Nearest returns the smallest edits that flip the verdict, each tried out with the engine; nil if up to three edits of
 // the labels of both ends and of the rules that come near do not.
 func (w *World) Nearest(from, to End, p Port) *Miss {
-	t := w.Engine.Trace(from.Identity, to.Identity, p.Proto, p.Number)
+	t := w.Engine.TraceAt(from.Identity, to.Identity, to.Ports, p.Proto, p.Number)
 	denied := t.Action == verdict.Deny || t.Action == verdict.Audit
 	q := question{w: w, from: from, to: to, port: p}
 	for i, s := range t.Sides {
-		if denied && s.Verdict.Action != verdict.Deny {
+		if denied && s.Verdict.Action != verdict.Deny && s.Verdict.Action != verdict.Audit {
 			continue
 		}
 		q.collect(s, i == 0, denied)
@@ -121,6 +121,9 @@ func (q *question) collect(s policy.Side, sender, denied bool) {
 		helps := (st.Effect == policy.EffectAllow) == denied
 		switch {
 		case st.Effect == policy.EffectPass:
+		case st.Effect == policy.EffectAuth && denied && st.Fits():
+			q.atoms = append(q.atoms, dropAuth(st))
+		case helps && st.Effect == policy.EffectAuth && !st.Fits():
 		case helps && !st.Fits():
 			q.stretch(st, peer, !sender)
 		case !helps && st.Fits():
@@ -148,6 +151,13 @@ func (q *question) stretch(st policy.Step, peer End, peerSends bool) {
 	}
 	if !st.PortFits {
 		q.atoms = append(q.atoms, addPort(st, q.port, peer, rank))
+	}
+	for _, t := range st.Requires {
+		if e, ok := setLabels(peer, peerSends, t.Missing); ok && !t.Fits {
+			e.Why = says(st) + "; what rules require: " + whyNot(peer, t.Missing)
+			e.Rules, e.rank = []Rule{{st.Rule}}, rank
+			q.atoms = append(q.atoms, e)
+		}
 	}
 	if st.PeerFits {
 		return
@@ -209,11 +219,12 @@ func (s *state) decide(p Port) verdict.Action {
 		s.w.Engine.UpdatePolicies(edited, nil)
 		defer s.w.Engine.UpdatePolicies(before, nil)
 	}
-	return s.w.Engine.Decide(s.from.Identity, s.to.Identity, p.Proto, p.Number).Action
+	return s.w.Engine.DecideAt(s.from.Identity, s.to.Identity, s.to.Ports, p.Proto, p.Number).Action
 }
 
-// list returns the list of entries that a reference points into, of a copy of its policy; nil for porin's own rules.
-func (s *state) list(ref policy.RuleRef) *[]*policy.Entry {
+// lists returns the lists of entries that a reference points into, of a copy of its policy; nil for porin's own rules. One
+// element of a document may be several entries, with one index.
+func (s *state) lists(ref policy.RuleRef) []*[]*policy.Entry {
 	p, ok := s.policies[ref.Policy]
 	if !ok {
 		i := slices.IndexFunc(s.w.Policies, func(p *policy.Policy) bool { return p.Ref == ref.Policy })
@@ -225,7 +236,7 @@ func (s *state) list(ref policy.RuleRef) *[]*policy.Entry {
 		for i, r := range copied.Rules {
 			rule := *r
 			for _, sec := range []*policy.Section{&rule.Ingress, &rule.Egress} {
-				sec.Allow, sec.Deny = slices.Clone(sec.Allow), slices.Clone(sec.Deny)
+				sec.Allow, sec.Deny, sec.Pass = slices.Clone(sec.Allow), slices.Clone(sec.Deny), slices.Clone(sec.Pass)
 			}
 			copied.Rules[i] = &rule
 		}
@@ -236,33 +247,51 @@ func (s *state) list(ref policy.RuleRef) *[]*policy.Entry {
 		if r.Spec != ref.Spec {
 			continue
 		}
+		sec := r.Section(ref.Direction)
 		if ref.Deny {
-			return &r.Section(ref.Direction).Deny
+			return []*[]*policy.Entry{&sec.Deny}
 		}
-		return &r.Section(ref.Direction).Allow
+		return []*[]*policy.Entry{&sec.Allow, &sec.Pass}
 	}
 	return nil
 }
 
-// entry changes the entry that a reference names.
-func (s *state) entry(ref policy.RuleRef, change func(*policy.Entry)) {
-	if list := s.list(ref); list != nil {
-		e := *(*list)[ref.Index]
-		change(&e)
-		(*list)[ref.Index] = &e
+// entries returns the entries that a reference names.
+func (s *state) entries(ref policy.RuleRef) (out []*policy.Entry) {
+	for _, list := range s.lists(ref) {
+		for _, e := range *list {
+			if e.Index == ref.Index {
+				out = append(out, e)
+			}
+		}
+	}
+	return out
+}
+
+// entry changes the entries that a reference names, as far as change says that it did something.
+func (s *state) entry(ref policy.RuleRef, change func(*policy.Entry) bool) {
+	for _, list := range s.lists(ref) {
+		for i, e := range *list {
+			if e.Index != ref.Index {
+				continue
+			}
+			if copied := *e; change(&copied) {
+				(*list)[i] = &copied
+			}
+		}
 	}
 }
 
 // remove takes the entry out; a list without entries stays, and isolates.
 func (s *state) remove(ref policy.RuleRef) {
-	if list := s.list(ref); list != nil {
-		*list = slices.Delete(*list, ref.Index, ref.Index+1)
+	for _, list := range s.lists(ref) {
+		*list = slices.DeleteFunc(*list, func(e *policy.Entry) bool { return e.Index == ref.Index })
 	}
 }
 
 // whyNone says why nothing is near.
 func (w *World) whyNone(from, to End, p Port) string {
-	t := w.Engine.Trace(from.Identity, to.Identity, p.Proto, p.Number)
+	t := w.Engine.TraceAt(from.Identity, to.Identity, to.Ports, p.Proto, p.Number)
 	if t.Action == verdict.Allow || t.Action == verdict.Redirect {
 		for _, s := range t.Sides {
 			if len(s.Isolated) > 0 {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -52,6 +53,7 @@ type workload struct {
 	Cluster        string            `yaml:"cluster"`
 	Node           string            `yaml:"node"`
 	Labels         map[string]string `yaml:"labels"`
+	Ports          []server          `yaml:"ports"` // with names, for rules; those of serves count too
 	Replicas       int               `yaml:"replicas"`
 	Serves         []server          `yaml:"serves"`
 	Run            any               `yaml:"run"`
@@ -67,7 +69,13 @@ type server struct {
 type outside struct {
 	Name      string       `yaml:"name"`
 	Addresses []netip.Addr `yaml:"addresses"`
+	Names     []string     `yaml:"names"` // in DNS
 	Serves    []server     `yaml:"serves"`
+}
+
+type node struct {
+	Name   string            `yaml:"name"`
+	Labels map[string]string `yaml:"labels"`
 }
 
 // Object is a manifest, in a file of its own or written here.
@@ -243,9 +251,14 @@ func (f *File) check(at places) (errs []error) {
 			fail("workloads", i, "%s: replicas: %d is not from 1 to 1000", name, w.Replicas)
 		}
 		seen[name] = at.line("workloads", i)
-		for _, s := range w.Serves {
+		for _, s := range append(slices.Clone(w.Serves), w.Ports...) {
 			if _, err := s.port(); err != nil {
 				fail("workloads", i, "%s: serves: %s", name, err)
+			}
+		}
+		for _, s := range w.Ports {
+			if s.Name == "" {
+				fail("workloads", i, "%s: ports: port %d has no name; rules can mean it by its number anyway", name, s.Port)
 			}
 		}
 		if _, refused := w.pod(f).All(); len(refused) > 0 {
@@ -318,7 +331,7 @@ func (f *File) ends(filter *labels.Filter) (out []End) {
 	for i := range f.Workloads {
 		w := &f.Workloads[i]
 		ls, _ := w.pod(f).All()
-		e := End{Kind: Workload, Name: space(w.Namespace) + "/" + w.Name, Identity: identity.Identity{Labels: filter.Security(ls)}, Serves: served(w.Serves)}
+		e := End{Kind: Workload, Name: space(w.Namespace) + "/" + w.Name, Identity: identity.Identity{Labels: filter.Security(ls)}, Serves: served(w.Serves), Ports: w.named()}
 		if w.Replicas < 2 {
 			out = append(out, e)
 			continue
@@ -330,23 +343,54 @@ func (f *File) ends(filter *labels.Filter) (out []End) {
 		}
 	}
 	for _, o := range f.Outside {
-		out = append(out, End{Kind: Outside, Name: o.Name, Addrs: o.Addresses, Serves: served(o.Serves), Identity: reserved(identity.World)})
+		e := End{Kind: Outside, Name: o.Name, Addrs: o.Addresses, Serves: served(o.Serves), Identity: reserved(identity.World)}
+		for _, name := range o.Names {
+			e.Names = append(e.Names, dnsName(name))
+		}
+		out = append(out, e)
 	}
-	for _, name := range f.nodes() {
-		out = append(out, End{Kind: Node, Name: name, Identity: reserved(identity.Host)})
+	for i, n := range f.nodes() {
+		out = append(out, End{Kind: Node, Name: n.Name, Identity: nodeIdentity(i, n.Labels)})
 	}
 	return out
 }
 
-// nodes returns the names of the lab's nodes; node1 .. if there is only a number.
-func (f *File) nodes() (out []string) {
-	var list []struct {
-		Name string `yaml:"name"`
+// nodeIdentity is a node as the first one sees it: that one is the host, the others are remote.
+func nodeIdentity(i int, own map[string]string) identity.Identity {
+	id := reserved(identity.Host)
+	if i > 0 {
+		id = reserved(identity.RemoteNode)
 	}
-	if f.NodeList.Kind == yaml.SequenceNode && f.NodeList.Decode(&list) == nil {
-		for _, n := range list {
-			out = append(out, n.Name)
+	if len(own) == 0 {
+		return id
+	}
+	if i > 0 {
+		id.ID = scopeNodes + identity.ID(i)
+	}
+	all := slices.Clone([]labels.Label(id.Labels))
+	for k, v := range own {
+		all = append(all, labels.Label{Source: labels.SourceNode, Key: k, Value: v})
+	}
+	id.Labels = labels.New(all...)
+	return id
+}
+
+// scopeNodes is where numbers of remote nodes with labels begin.
+const scopeNodes identity.ID = 2 << 24
+
+// named returns the workload's ports that have names, as rules write them.
+func (w *workload) named() (out []policy.NamedPort) {
+	for _, s := range append(slices.Clone(w.Serves), w.Ports...) {
+		if p, err := s.port(); err == nil && s.Name != "" {
+			out = append(out, policy.NamedPort{Name: strings.ToLower(s.Name), Proto: p.Proto, Port: p.Number})
 		}
+	}
+	return out
+}
+
+// nodes returns the lab's nodes; node1 .. if there is only a number.
+func (f *File) nodes() (out []node) {
+	if f.NodeList.Kind == yaml.SequenceNode && f.NodeList.Decode(&out) == nil {
 		return out
 	}
 	n, err := strconv.Atoi(f.NodeList.Value)
@@ -354,7 +398,7 @@ func (f *File) nodes() (out []string) {
 		n = 1
 	}
 	for i := range min(n, 1000) {
-		out = append(out, fmt.Sprintf("node%d", i+1))
+		out = append(out, node{Name: fmt.Sprintf("node%d", i+1)})
 	}
 	return out
 }

@@ -22,7 +22,7 @@ func TestReadRefuses(t *testing.T) {
 		{"replicas", "workloads: [{name: a, replicas: 100000}]", "replicas: 100000 is not from 1 to 1000"},
 		{"merged in", "x: &x {checks: [{}]}\n<<: *x", "unknown field"},
 		{"merged check", "workloads: []\n<<: {checks: [{from: a}]}", "f.yaml:1: checks: from and to are needed"},
-		{"policy", "objects: [{inline: 'kind: X'}]", "f.yaml:1:inline:1: apiVersion: missing"},
+		{"policy", "objects: [{inline: 'kind: X'}]", "f.yaml:1:inline:1: kind: \"X\" is not supported"},
 		{"policy twice", "objects: [{file: p.yaml}, {file: ./p.yaml}]", "is already in p.yaml:1; applied together, one would replace the other"},
 		{"file missing", "objects: [{file: q.yaml}]", "f.yaml:1: objects: file q.yaml: no such file; names are relative to this file"},
 		{"setting", "agent: {policy-enforcement: sometimes}", `f.yaml: agent: policy enforcement "sometimes" is unknown`},

@@ -12,49 +12,59 @@ import (
 // grid is every end resolved once: the same tables that the kernel would hold, so that many questions are cheap.
 type grid struct {
 	w        *World
-	subjects map[identity.ID][3]*policy.Subject    // by direction; nil: not judged
-	open     map[identity.ID][3]policy.PortVerdict // of those that are not judged
+	subjects map[string][3]*policy.Subject    // by direction; nil: not judged
+	open     map[string][3]policy.PortVerdict // of those that are not judged
 	rules    map[policy.Cookie][]policy.RuleRef
 }
 
 // newGrid resolves the ends. Ends of different content must have different numbers.
 func (w *World) newGrid(ends []End) (*grid, error) {
-	g := &grid{w: w, subjects: map[identity.ID][3]*policy.Subject{}, open: map[identity.ID][3]policy.PortVerdict{}, rules: map[policy.Cookie][]policy.RuleRef{}}
+	g := &grid{w: w, subjects: map[string][3]*policy.Subject{}, open: map[string][3]policy.PortVerdict{}, rules: map[policy.Cookie][]policy.RuleRef{}}
 	add := append(identity.Reserved(), w.blocks...)
 	for _, e := range ends {
 		add = append(add, e.Identity)
 	}
 	w.Engine.UpdateIdentities(add, nil)
 	for _, e := range ends {
-		id := e.Identity
-		if _, ok := g.subjects[id.ID]; ok || g.open[id.ID] != [3]policy.PortVerdict{} {
+		id, key := e.Identity, e.subject()
+		if _, ok := g.subjects[key]; ok || g.open[key] != [3]policy.PortVerdict{} {
 			continue
 		}
-		if !policy.Judged(id) {
+		if !w.Engine.Judges(id) {
 			d := w.Engine.Decide(id, id, 0, 0)
-			g.open[id.ID] = [3]policy.PortVerdict{verdict.Ingress: d.Ingress, verdict.Egress: d.Egress}
+			g.open[key] = [3]policy.PortVerdict{verdict.Ingress: d.Ingress, verdict.Egress: d.Egress}
 			continue
 		}
-		in, out, err := w.Engine.Resolve(id, nil)
+		in, out, err := w.Engine.Resolve(id, e.Ports)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", e.Name, err)
 		}
-		g.subjects[id.ID] = [3]*policy.Subject{verdict.Ingress: in, verdict.Egress: out}
+		g.subjects[key] = [3]*policy.Subject{verdict.Ingress: in, verdict.Egress: out}
 	}
 	return g, nil
 }
 
-// side is what one end says about a peer.
-func (g *grid) side(e, peer identity.ID, d verdict.Direction, p Port) policy.PortVerdict {
-	if s := g.subjects[e][d]; s != nil {
-		return s.Lookup(peer, p.Proto, p.Number)
+// subject tells ends apart that rules may treat differently as subjects: of two workloads with the same labels, a name of a
+// port may mean different numbers.
+func (e End) subject() string {
+	if len(e.Ports) == 0 {
+		return e.Identity.ID.String()
 	}
-	return g.open[e][d]
+	return fmt.Sprint(e.Identity.ID, e.Ports)
+}
+
+// side is what one end says about a peer.
+func (g *grid) side(e, peer End, d verdict.Direction, p Port) policy.PortVerdict {
+	key := e.subject()
+	if s := g.subjects[key][d]; s != nil {
+		return s.Lookup(peer.Identity.ID, p.Proto, p.Number)
+	}
+	return g.open[key][d]
 }
 
 // ask is World.Ask out of the tables.
 func (g *grid) ask(from, to End, p Port) answer {
-	return answer{g.side(from.Identity.ID, to.Identity.ID, verdict.Egress, p), g.side(to.Identity.ID, from.Identity.ID, verdict.Ingress, p)}
+	return answer{g.side(from, to, verdict.Egress, p), g.side(to, from, verdict.Ingress, p)}
 }
 
 // answer is what both ends say.
@@ -70,6 +80,8 @@ func (a answer) action(audit bool) verdict.Action {
 		return verdict.Deny
 	case a.egress.Action == verdict.Redirect || a.ingress.Action == verdict.Redirect:
 		return verdict.Redirect
+	case a.egress.Action == verdict.Audit || a.ingress.Action == verdict.Audit:
+		return verdict.Audit
 	}
 	return verdict.Allow
 }
@@ -88,9 +100,14 @@ func (g *grid) verdict(a answer) Verdict {
 	return join(a, a.action(g.w.Config.Audit), g.explain)
 }
 
+// stands tells whether one end alone brings the verdict about: it denies, or a rule of it that only reports would.
+func stands(v policy.PortVerdict, action verdict.Action) bool {
+	return v.Action == verdict.Deny || action == verdict.Audit && v.Action == verdict.Audit
+}
+
 func join(a answer, action verdict.Action, explain func(policy.Cookie) []policy.RuleRef) Verdict {
 	v := Verdict{Action: action, Side: "both"}
-	out, in := a.egress.Action == verdict.Deny, a.ingress.Action == verdict.Deny
+	out, in := stands(a.egress, action), stands(a.ingress, action)
 	switch {
 	case out && !in:
 		v.Side, v.Rules = "egress", rulesOf(explain(a.egress.Cookie))

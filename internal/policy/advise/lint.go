@@ -20,6 +20,8 @@ const (
 	Redundant      = "redundant"       // others say the same wherever it fits
 	Wide           = "wide"            // allows everyone, or the whole world
 	Unserved       = "unserved"        // a port that no workload serves
+	Unresolved     = "unresolved"      // a group, a service or the name of a port that is not there: nobody
+	Cancelled      = "cancelled"       // layer 7 rules that a plain allow makes mean nothing
 )
 
 // Finding is something in a policy that is probably not meant.
@@ -35,18 +37,20 @@ type linter struct {
 	w     *World
 	known []End
 	held  []policy.Held
+	lost  map[policy.RuleRef]bool // entries that refer to what is not there
 	out   []Finding
 }
 
 // Lint looks for rules that do nothing or more than is probably meant, given the workloads that there are.
 func (w *World) Lint() ([]Finding, error) {
-	l := &linter{w: w, known: w.Known(), out: []Finding{}}
+	l := &linter{w: w, known: w.Known(), lost: map[policy.RuleRef]bool{}, out: []Finding{}}
 	ids := make([]identity.Identity, len(l.known))
 	for i, e := range l.known {
 		ids[i] = e.Identity
 	}
 	l.held = w.Engine.Survey(ids)
 	l.empty()
+	l.references()
 	for i := range l.held {
 		h := &l.held[i]
 		switch {
@@ -144,7 +148,7 @@ func (l *linter) peers(h *policy.Held) {
 		}
 		return
 	}
-	if len(h.Peers) == 0 {
+	if len(h.Peers) == 0 && !l.lost[h.Rule] {
 		l.add(SaysNothing, h.Rule, "the list of peers is empty, which is nobody; without the field it would be everyone")
 	}
 	for _, m := range h.Peers {
@@ -162,11 +166,11 @@ func (l *linter) peers(h *policy.Held) {
 // peerHint is hint for the selector of an entry that reads as text.
 func (l *linter) peerHint(ref policy.RuleRef, text string) string {
 	copied := state{w: l.w, policies: map[policy.Ref]*policy.Policy{}}
-	list := copied.list(ref)
-	if list == nil {
-		return ""
+	var selectors []labels.Selector
+	for _, e := range copied.entries(ref) {
+		selectors = append(selectors, e.Peers.Endpoints...)
 	}
-	for _, s := range (*list)[ref.Index].Peers.Endpoints {
+	for _, s := range selectors {
 		within := true
 		for _, q := range s.Requirements() {
 			within = within && strings.Contains(text, q.String())
@@ -230,10 +234,10 @@ func (l *linter) useless() error {
 	if err != nil {
 		return err
 	}
-	decides := map[policy.RuleRef]bool{}
+	decides, proxied := map[policy.RuleRef]bool{}, map[policy.RuleRef]bool{}
 	needs := map[policy.Cookie]bool{} // lists of rules of which one must stay
 	for _, e := range l.known {
-		for _, s := range g.subjects[e.Identity.ID] {
+		for _, s := range g.subjects[e.subject()] {
 			if s == nil {
 				continue
 			}
@@ -245,6 +249,7 @@ func (l *linter) useless() error {
 				for _, r := range t.Rows {
 					for _, ref := range g.explain(r.Verdict.Cookie) {
 						decides[ref] = true
+						proxied[ref] = proxied[ref] || r.Verdict.Action == verdict.Redirect
 					}
 					if s.Isolated || r.Verdict.Action == verdict.Deny {
 						needs[r.Verdict.Cookie] = true
@@ -261,6 +266,11 @@ func (l *linter) useless() error {
 		}
 		if !decides[h.Rule] {
 			l.add(Shadowed, h.Rule, "never decides: wherever it fits, other rules decide first")
+			l.out[len(l.out)-1].By = l.deciders(h)
+			continue
+		}
+		if slices.ContainsFunc(h.Ports, func(p policy.Port) bool { return p.L7 != nil }) && !proxied[h.Rule] {
+			l.add(Cancelled, h.Rule, "its layer 7 rules mean nothing: wherever it fits, others allow everything there")
 			l.out[len(l.out)-1].By = l.deciders(h)
 			continue
 		}

@@ -112,20 +112,19 @@ func joinSpan(spans []Span, s Span) []Span {
 }
 
 // table returns the rows that decide in one direction; nil where nothing is judged.
-func (g *grid) table(e, peer identity.ID, d verdict.Direction) *policy.Table {
-	s := g.subjects[e][d]
+func (g *grid) table(e, peer End, d verdict.Direction) *policy.Table {
+	s := g.subjects[e.subject()][d]
 	if s == nil {
 		return nil
 	}
-	if t, ok := s.Peers[peer]; ok {
+	if t, ok := s.Peers[peer.Identity.ID]; ok {
 		return t
 	}
 	return s.Else
 }
 
 func (g *grid) tables(from, to End) []*policy.Table {
-	a, b := from.Identity.ID, to.Identity.ID
-	return []*policy.Table{g.table(a, b, verdict.Egress), g.table(b, a, verdict.Ingress)}
+	return []*policy.Table{g.table(from, to, verdict.Egress), g.table(to, from, verdict.Ingress)}
 }
 
 // Known returns everybody whom the rules can tell apart: the workloads, replicas once; outside hosts by address; the
@@ -142,7 +141,11 @@ func (w *World) Known() (out []End) {
 			}
 		case Outside:
 			for _, a := range e.Addrs {
-				out = append(out, End{Kind: Outside, Name: fmt.Sprintf("%s (%s)", e.Name, a), Identity: w.At(a), Addrs: []netip.Addr{a}})
+				out = append(out, End{Kind: Outside, Name: fmt.Sprintf("%s (%s)", e.Name, a), Identity: w.At(a), Addrs: []netip.Addr{a}, Names: e.Names})
+			}
+		case Node:
+			if len(e.Identity.Labels) > 1 { // labels of its own, which rules may name
+				out = append(out, e)
 			}
 		}
 	}
@@ -154,7 +157,7 @@ func (w *World) Known() (out []End) {
 		ids = append(ids[:3], identity.WorldIPv4, identity.WorldIPv6)
 	}
 	for _, id := range ids {
-		out = append(out, End{Kind: Reserved, Name: id.String(), Identity: reserved(id)})
+		out = append(out, End{Kind: Reserved, Name: id.String(), Identity: w.reserved(id)})
 	}
 	return out
 }
@@ -221,9 +224,9 @@ type Change struct {
 // Diff returns every verdict that changes between the policies of w and those of next, for all ports, among the
 // workloads of w and whoever the rules of either set can tell apart.
 func (w *World) Diff(next *World) ([]Change, error) {
-	blocks := w.Engine.CIDRs(append(slices.Clone(w.Policies), next.Policies...))
-	w.setBlocks(blocks)
-	next.setBlocks(blocks)
+	for _, one := range []*World{w, next} {
+		one.setBlocks(append(slices.Clone(w.Policies), next.Policies...))
+	}
 	known := w.Known()
 	a, err := w.newGrid(known)
 	if err != nil {

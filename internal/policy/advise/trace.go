@@ -1,6 +1,7 @@
 package advise
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -44,7 +45,10 @@ type Step struct {
 	PeerFits bool     `json:"peer_fits"`
 	Peers    []Test   `json:"peers"`
 	PortFits bool     `json:"port_fits"`
-	Ports    []string `json:"ports"` // empty: every protocol and port
+	Ports    []string `json:"ports"`    // empty: every protocol and port
+	Requires []Test   `json:"requires"` // what rules demand of everyone whom they allow
+	Audit    bool     `json:"audit"`    // of a rule that only reports
+	L7       []string `json:"l7"`       // parsers that look at what is said
 }
 
 // Test is one set of peers held against the other end.
@@ -62,7 +66,7 @@ type Other struct {
 
 // Trace tells step by step what becomes of a connection.
 func (w *World) Trace(from, to End, p Port) Report {
-	t := w.Engine.Trace(from.Identity, to.Identity, p.Proto, p.Number)
+	t := w.Engine.TraceAt(from.Identity, to.Identity, to.Ports, p.Proto, p.Number)
 	r := Report{From: from.Name, To: to.Name, Port: p.String(), Verdict: word(t.Action)}
 	for i, s := range t.Sides {
 		self, peer := from, to
@@ -83,6 +87,7 @@ func side(s policy.Side, self, peer End) Side {
 		step := Step{
 			Rule: Rule{st.Rule}, Tier: int(st.Tier), Priority: int(st.Priority), Effect: effect(st.Effect), Fits: st.Fits(), PeerFits: st.PeerFits,
 			PortFits: st.PortFits, Peers: []Test{}, Ports: []string{}, Decides: slices.Contains(s.Decided, st.Rule),
+			Requires: []Test{}, Audit: st.Audit, L7: parsers(st.L7),
 		}
 		if st.Everyone {
 			step.Peers = append(step.Peers, Test{Peers: "everyone", Fits: true})
@@ -96,6 +101,13 @@ func side(s policy.Side, self, peer End) Side {
 		}
 		for _, p := range st.Ports {
 			step.Ports = append(step.Ports, p.String())
+		}
+		for _, t := range st.Requires {
+			test := Test{Peers: t.Text, Fits: t.Fits}
+			if !t.Fits {
+				test.Why = whyNot(peer, t.Missing)
+			}
+			step.Requires = append(step.Requires, test)
 		}
 		out.Steps = append(out.Steps, step)
 	}
@@ -111,15 +123,47 @@ func effect(e policy.Effect) string {
 		return allow
 	case policy.EffectDeny:
 		return deny
+	case policy.EffectAuth:
+		return "authenticate"
 	}
 	return "pass"
+}
+
+// parsers names those who look at what is said.
+func parsers(list []*policy.L7) []string {
+	out := []string{}
+	for _, l := range list {
+		if name := cmp.Or(l.Parser, "tls"); !slices.Contains(out, name) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// TierName is the tier as documents call it.
+func TierName(t int) string {
+	switch policy.Tier(t) {
+	case policy.TierAdmin:
+		return "Admin"
+	case policy.TierNormal:
+		return "Normal"
+	case policy.TierBaseline:
+		return "Baseline"
+	}
+	return fmt.Sprintf("tier %d", t)
 }
 
 // because says in one sentence what kind of verdict it is.
 func because(s policy.Side) string {
 	switch {
+	case s.Verdict.Auth:
+		return "a rule allows it only with an authentication, and nothing authenticates workloads yet"
+	case s.Verdict.ExplicitDeny && len(s.Decided) > 0 && s.Decided[0].Policy.Kind == policy.KindPorin:
+		return s.Decided[0].String()
 	case s.Verdict.ExplicitDeny:
 		return "a deny rule fits"
+	case s.Verdict.Action == verdict.Audit:
+		return "a rule that only reports would deny it"
 	case s.Verdict.Action == verdict.Deny:
 		return "isolated, and no rule allows it"
 	case len(s.Decided) == 1 && s.Decided[0].Policy.Kind == policy.KindPorin:

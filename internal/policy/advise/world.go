@@ -37,6 +37,8 @@ type End struct {
 	Identity identity.Identity
 	Addrs    []netip.Addr
 	Serves   []Served
+	Ports    []policy.NamedPort // that rules may name
+	Names    []string           // of outside hosts: DNS names, lower case with the final dot
 }
 
 // Served is a port that a workload answers on.
@@ -59,6 +61,7 @@ type World struct {
 	Engine   *policy.Engine
 
 	blocks []identity.Identity // of the policies' CIDRs, the longest prefix first
+	names  []policy.FQDN       // of the policies
 }
 
 // New returns the world of these ends and policies. Identities of workloads that have no number get one.
@@ -69,7 +72,14 @@ func New(cfg Config, ends []End, policies []*policy.Policy) *World {
 	cfg.DualStack, cfg.OnlyIPv6 = len(cfg.Families) > 1, cfg.Families[0] == "ipv6"
 	w := &World{Config: cfg, Ends: number(ends), Policies: policies, Engine: policy.NewEngine(cfg.Config)}
 	w.Engine.UpdatePolicies(policies, nil)
-	w.setBlocks(w.Engine.CIDRs(policies))
+	ports := map[identity.ID][]policy.NamedPort{}
+	for _, e := range w.Ends {
+		if len(e.Ports) > 0 {
+			ports[e.Identity.ID] = append(ports[e.Identity.ID], e.Ports...)
+		}
+	}
+	w.Engine.UpdatePorts(ports)
+	w.setBlocks(policies)
 	return w
 }
 
@@ -98,11 +108,12 @@ func number(ends []End) []End {
 	return out
 }
 
-// setBlocks makes an identity of each block, as an agent does before it puts policies in force.
-func (w *World) setBlocks(prefixes []netip.Prefix) {
-	w.blocks = nil
-	for i, p := range prefixes {
-		w.blocks = append(w.blocks, identity.Identity{ID: identity.ScopeLocal + 1 + identity.ID(i), Prefix: p, Labels: w.blockLabels(p)})
+// setBlocks makes an identity of each block and name of policies, as an agent does before it puts them in force.
+func (w *World) setBlocks(policies []*policy.Policy) {
+	w.blocks, w.names = nil, w.Engine.FQDNs(policies)
+	prefixes := w.Engine.CIDRs(policies)
+	for _, p := range append(slices.Clone(prefixes), w.named(prefixes)...) {
+		w.blocks = append(w.blocks, identity.Identity{ID: identity.ScopeLocal + 1 + identity.ID(len(w.blocks)), Prefix: p, Labels: w.blockLabels(p)})
 	}
 	slices.SortFunc(w.blocks, func(a, b identity.Identity) int {
 		return cmp.Or(cmp.Compare(b.Prefix.Bits(), a.Prefix.Bits()), a.Prefix.Addr().Compare(b.Prefix.Addr()))
@@ -110,10 +121,14 @@ func (w *World) setBlocks(prefixes []netip.Prefix) {
 }
 
 func (w *World) blockLabels(p netip.Prefix) labels.Labels {
-	return labels.New(
-		labels.Label{Source: labels.SourceCIDR, Key: p.String()},
-		labels.Label{Source: labels.SourceReserved, Key: strings.TrimPrefix(w.world(p.Addr()).ID.String(), "reserved:")},
-	)
+	all := []labels.Label{
+		{Source: labels.SourceCIDR, Key: p.String()},
+		{Source: labels.SourceReserved, Key: strings.TrimPrefix(w.world(p.Addr()).ID.String(), "reserved:")},
+	}
+	if p.IsSingleIP() {
+		all = append(all, w.nameLabels(p.Addr())...)
+	}
+	return labels.New(all...)
 }
 
 // world is the rest of the world as far as a is concerned.
@@ -158,24 +173,26 @@ func (w *World) Workloads() (out []End) {
 // outside host, a node, an address, a reserved name, or labels. family limits the addresses of outside hosts.
 func (w *World) Find(text, family string) ([]End, error) {
 	var out []End
+	found := false // if only with addresses of the other family
 	for _, e := range w.Ends {
 		if e.Name != text && e.Replica != text && shortName(e.Name) != text && (e.Replica == "" || shortName(e.Replica) != text) {
 			continue
 		}
+		found = true
 		if e.Kind != Outside {
 			out = append(out, e)
 			continue
 		}
 		for _, a := range e.Addrs {
 			if Family(a) == family || family == "" {
-				out = append(out, End{Kind: Outside, Name: e.Name, Identity: w.At(a), Addrs: []netip.Addr{a}, Serves: e.Serves})
+				out = append(out, End{Kind: Outside, Name: e.Name, Identity: w.At(a), Addrs: []netip.Addr{a}, Serves: e.Serves, Names: e.Names})
 			}
 		}
 	}
 	if places := distinct(out, shortName(text) == text); len(places) > 1 {
 		return nil, fmt.Errorf("%q means several: %s; write the namespace too", text, strings.Join(places, ", "))
 	}
-	if len(out) > 0 {
+	if found {
 		return out, nil
 	}
 	e, err := w.other(text)
@@ -217,7 +234,7 @@ func (w *World) other(text string) (End, error) {
 			if id.ID == identity.World && w.Config.DualStack {
 				return End{}, fmt.Errorf("with two families the world is world-ipv4 and world-ipv6; ask about one of them")
 			}
-			return End{Kind: Reserved, Name: name, Identity: id}, nil
+			return End{Kind: Reserved, Name: name, Identity: w.reserved(id.ID)}, nil
 		}
 	}
 	if strings.Contains(text, "=") {
@@ -259,6 +276,16 @@ func (w *World) labelled(text string) (End, error) {
 	}
 	e := End{Kind: Ad, Name: namespace + "/" + list, Identity: identity.Identity{Labels: labels.New(append(ls, more...)...)}}
 	return number(append(slices.Clone(w.Ends), e))[len(w.Ends)], nil
+}
+
+// reserved is one of the identities with a fixed number; this node with its labels, if the file says which it has.
+func (w *World) reserved(id identity.ID) identity.Identity {
+	for _, e := range w.Ends {
+		if e.Kind == Node && e.Identity.ID == id {
+			return e.Identity
+		}
+	}
+	return reserved(id)
 }
 
 // Family returns ipv4 or ipv6.
