@@ -128,12 +128,11 @@ func (a *agent) startCluster(run *stack, room func(string) *slog.Logger) error {
 
 // publishSelf tells the others and the own room what this node is. Without addresses those that were told last stay.
 func (a *agent) publishSelf(addresses []netip.Addr) {
-	n := a.self(addresses)
 	if addresses == nil {
-		n = a.cluster.nodes.Self()
-	} else {
-		a.cluster.records.PublishNode(n)
+		addresses = a.cluster.nodes.Self().Addresses
 	}
+	n := a.self(addresses)
+	a.cluster.records.PublishNode(n)
 	n.Generation = a.cluster.records.Generation()
 	a.cluster.nodes.SetSelf(n)
 }
@@ -198,7 +197,7 @@ func (a *agent) record(ep endpoint.Endpoint) (list []node.Address) {
 	default:
 		return nil
 	}
-	if ep.Identity.IsReserved() || ep.Identity.IsLocal() {
+	if ep.Identity != identity.Health && (ep.Identity.IsReserved() || ep.Identity.IsLocal()) {
 		return nil
 	}
 	security := ep.Security

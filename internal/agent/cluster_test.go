@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	agentv1 "porin/api/agent/v1"
 	"porin/internal/cni"
@@ -106,22 +107,39 @@ func (n *testNode) rows(table string) (out []string) {
 }
 
 // sharedStore is an etcd that agents of several namespaces reach: a unix socket knows no namespaces.
-func sharedStore(t *testing.T) (cfg kvstore.ServerConfig) {
+type sharedStore struct {
+	kvstore.ServerConfig
+	cancel func()
+	done   chan error
+}
+
+func newSharedStore(t *testing.T) *sharedStore {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ptstore")
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg = kvstore.ServerConfig{Dir: filepath.Join(dir, "etcd"), Socket: filepath.Join(dir, "run", "s")}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- kvstore.Serve(ctx, slog.New(slog.DiscardHandler), cfg) }()
+	s := &sharedStore{ServerConfig: kvstore.ServerConfig{Dir: filepath.Join(dir, "etcd"), Socket: filepath.Join(dir, "run", "s")}}
+	s.start()
 	t.Cleanup(func() {
-		cancel()
-		<-done
+		s.stop()
 		os.RemoveAll(dir)
 	})
-	return cfg
+	return s
+}
+
+func (s *sharedStore) start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	s.cancel, s.done = cancel, make(chan error, 1)
+	go func() { s.done <- kvstore.Serve(ctx, slog.New(slog.DiscardHandler), s.ServerConfig) }()
+}
+
+func (s *sharedStore) stop() {
+	if s.cancel != nil {
+		s.cancel()
+		<-s.done
+		s.cancel = nil
+	}
 }
 
 func (n *testNode) nodeRow(name string) (row node.Row) {
@@ -151,7 +169,7 @@ func (n *testNode) addressRows() (out []node.AddressRow) {
 // Two agents share a store: each learns of the other, of its workloads as they come and go, and of what their numbers
 // mean. An agent that is killed and started again finds everything as it was.
 func TestRootTwoNodes(t *testing.T) {
-	store := sharedStore(t)
+	store := newSharedStore(t)
 	one := newTestNode(t, "--kvstore="+store.Endpoint(), "--node-labels=zone=a")
 	two := newTestNode(t, "--kvstore="+store.Endpoint(), "--node-name=n2", "--ipv4-range=10.2.0.0/24", "--ipv6-range=fd00:2::/64", "--node-address=192.0.2.9")
 	one.ready()
@@ -168,15 +186,38 @@ func TestRootTwoNodes(t *testing.T) {
 	}
 	eventually(t, "n2 knows the pod of n1", func() bool { return known(two, web.v4) && known(two, web.v6) })
 
+	// without the store, over a restart: the kernel knows what it knew, and so do the rules
+	eventually(t, "n2 has noted what the number means", func() bool {
+		b, err := os.ReadFile(two.state(clusterFile))
+		return err == nil && strings.Contains(string(b), "k8s:app=web;") && strings.Contains(string(b), `"name":"n1"`)
+	})
+	store.stop()
 	two.kill()
-	two.ready()
+	two.start()
+	inKernel := func(at *testNode, addr string) bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		resp, err := at.ListIPs(ctx, &agentv1.ListIPsRequest{})
+		return err == nil && slices.ContainsFunc(resp.GetRows(), func(r *agentv1.Row) bool {
+			return strings.HasPrefix(r.GetCells()[0], addr+"/") && strings.Contains(strings.Join(r.GetCells(), " "), "k8s:app=web")
+		})
+	}
+	eventually(t, "n2 serves without the store", func() bool { return inKernel(two, web.v4) && inKernel(two, web.v6) })
+	if r := two.nodeRow("n1"); r.State != node.Live || len(r.Accepted) != 2 {
+		t.Errorf("without the store n2 knows n1 as %+v", r)
+	}
+
+	// everything the store held is lost
+	if err := os.RemoveAll(store.Dir); err != nil {
+		t.Fatal(err)
+	}
+	store.start()
 	eventually(t, "n2 knows it again", func() bool { return known(two, web.v4) && two.nodeRow("n1").State == node.Live })
-	generation := one.nodeRow("n2").Generation
-	if generation <= 1 {
-		t.Errorf("n2 has generation %d", generation)
+	if !inKernel(two, web.v4) || !inKernel(two, web.v6) {
+		t.Error("the kernel of n2 has lost the pod of n1")
 	}
 	if resp := one.call(cni.Request{Command: cni.Del, ContainerID: "c-web", IfName: "eth0"}); resp.Error != nil {
 		t.Fatal(resp.Error)
 	}
-	eventually(t, "n2 forgets it", func() bool { return len(two.addressRows()) == 0 })
+	eventually(t, "n2 forgets it", func() bool { return !known(two, web.v4) && !inKernel(two, web.v4) && !inKernel(two, web.v6) })
 }

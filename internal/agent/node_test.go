@@ -314,6 +314,9 @@ func (n *testNode) clean() {
 	if err := n.net.in(func() error { return datapath.Clean(bpf) }); err != nil {
 		n.t.Errorf("clean the datapath: %v", err)
 	}
+	if err := unix.Unmount(n.run("health.netns"), unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		n.t.Errorf("unmount the health endpoint's namespace: %v", err)
+	}
 	if err := unix.Unmount(bpf, 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		n.t.Errorf("unmount %s: %v", bpf, err)
 	}

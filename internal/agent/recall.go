@@ -20,8 +20,9 @@ import (
 // nothing: the rows of other nodes' addresses stay in the kernel, and the rules must go on knowing whose they are.
 const clusterFile = "cluster.json"
 
-// keepEvery is how often the file is written at most.
-const keepEvery = 5 * time.Second
+// keepCheck is how often the agent looks whether the file is behind. An agent that is killed within that time of learning a
+// new identity denies it after a restart until the store answers.
+const keepCheck = 100 * time.Millisecond
 
 // kept is the content of the file.
 type kept struct {
@@ -94,18 +95,22 @@ func (a *agent) recall() error {
 // keep writes the file when what it holds has changed.
 func (a *agent) keep(ctx context.Context) error {
 	path := filepath.Join(a.cfg.StateDir, clusterFile)
-	tick := time.NewTicker(keepEvery)
+	tick := time.NewTicker(keepCheck)
 	defer tick.Stop()
-	var last string
+	last, told := ^uint64(0), false
 	for {
-		text, err := a.kept()
-		if err == nil && text != last {
-			if err = writeFile(path, []byte(text)); err == nil {
-				last = text
+		if rev := a.cluster.nodes.MemoryRevision(); rev != last {
+			text, err := a.kept()
+			if err == nil {
+				err = writeFile(path, []byte(text))
 			}
-		}
-		if err != nil {
-			a.cluster.log.Warn("what is known of the cluster is not saved; a restart without the store would cut this node off", "err", err)
+			switch {
+			case err == nil:
+				last, told = rev, false
+			case !told:
+				told = true
+				a.cluster.log.Warn("what is known of the cluster is not saved; a restart without the store would cut this node off", "err", err)
+			}
 		}
 		select {
 		case <-ctx.Done():

@@ -213,12 +213,16 @@ func (n *Nodes) use(id identity.ID, by int) {
 	if id == 0 || id == identity.Health {
 		return
 	}
+	if n.kernel.uses[id] == 0 {
+		n.memory.Add(1)
+	}
 	n.kernel.uses[id] += by
 	if by < 0 {
 		n.deps.Identities.LetGo(id)
 	}
 	if n.kernel.uses[id] == 0 {
 		delete(n.kernel.uses, id)
+		n.memory.Add(1)
 	}
 }
 

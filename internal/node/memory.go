@@ -36,6 +36,9 @@ func (n *Nodes) Memory() (m Memory) {
 	return m
 }
 
+// MemoryRevision rises when what Memory returns changes.
+func (n *Nodes) MemoryRevision() uint64 { return n.memory.Load() }
+
 // Recall takes over what an earlier run kept, and the rows that it left in the kernel. They stay until the stores have
 // told everything; then what they do not know goes. Call it once, before Run. A row whose identity nobody knows any more
 // goes at once: no rule could say what it may.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"porin/internal/identity"
@@ -60,6 +61,8 @@ type Nodes struct {
 	former bool   // turn: what an earlier run left has been settled
 	kernel kernel // turn
 
+	memory atomic.Uint64 // rises when Memory changes
+
 	mu      sync.Mutex
 	book    *book             // mu
 	trouble string            // mu: why the kernel is behind
@@ -99,6 +102,7 @@ func NewNodes(log *slog.Logger, cfg Config, deps Deps) *Nodes {
 func (n *Nodes) SetSelf(self Node) {
 	n.mu.Lock()
 	n.book.self = self
+	n.memory.Add(1)
 	n.book.arbitrate()
 	for _, o := range n.book.owners {
 		n.book.nodes[o.key] = struct{}{} // the underlay address to use may be another

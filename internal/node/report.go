@@ -110,6 +110,7 @@ func (n *Nodes) show() {
 		return
 	}
 	n.book.changed = false
+	n.memory.Add(1)
 	want := map[string]Row{}
 	for _, o := range n.book.owners {
 		if o.known {
