@@ -144,8 +144,12 @@ func (s *shell) mapList(m bpfMap) *cobra.Command {
 }
 
 func (s *shell) mapGet(m bpfMap) *cobra.Command {
+	short := "Show the rows of one " + m.key
+	if m.name == "ipcache" {
+		short = "Show who the programs take one ADDRESS for, or the row of a CIDR"
+	}
 	return s.tableCommand(&cobra.Command{
-		Use: "get " + m.key, Short: "Show the rows of one " + m.key, Example: fmt.Sprintf("  porin bpf %s get %s", m.command, m.example), Args: exactly(m.key),
+		Use: "get " + m.key, Short: short, Example: fmt.Sprintf("  porin bpf %s get %s", m.command, m.example), Args: exactly(m.key),
 	}, func(ctx context.Context, agent agentv1.AgentClient, args []string, each func(*agentv1.Table) error) error {
 		return s.mapRows(m.name, args[0])(ctx, agent, each)
 	})

@@ -35,14 +35,17 @@ func MapColumns(name string) []string {
 }
 
 // ListMap emits the rows of a map as text: endpoints, policy, ipcache, ct or nat. With a key, only the rows that are about
-// it: an endpoint's number, ifindex or address; a subject or a peer; an address or CIDR; one end of a flow, with or without
-// the port.
+// it: an endpoint's number, ifindex or address; a subject or a peer; an address, for which the programs look as they do for a
+// packet's, or a CIDR; one end of a flow, with or without the port.
 func (d *Datapath) ListMap(name, key string, emit func(columns []string, row []string) error) error {
 	list, ok := map[string]func(emitter) error{
 		"endpoints": d.listEndpoints, "policy": d.listPolicy, "ipcache": d.listPeers, "ct": d.listConntrack, "nat": d.listNat,
 	}[name]
 	if !ok {
 		return fmt.Errorf("list map %q: known are endpoints, policy, ipcache, ct, nat", name)
+	}
+	if ip, err := netip.ParseAddr(key); err == nil && name == "ipcache" {
+		return d.findPeer(ip.Unmap().WithZone(""), emit)
 	}
 	key, err := mapKey(name, key)
 	if err != nil {
@@ -58,9 +61,6 @@ func mapKey(name, key string) (string, error) {
 	}
 	switch name {
 	case "ipcache":
-		if a, err := netip.ParseAddr(key); err == nil {
-			return netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen()).String(), nil
-		}
 		p, err := netip.ParsePrefix(key)
 		if err != nil {
 			return "", fmt.Errorf("%q: an address or a CIDR is wanted: %w", key, ErrKey)
@@ -198,26 +198,66 @@ func (d *Datapath) listPeers(e emitter) error {
 		return err
 	}
 	var rows [][]string
-	add := func(prefix netip.Prefix, p bpf.Peer) {
-		var flags []string
-		for _, f := range []struct {
-			bit  uint32
-			name string
-		}{{bpf.PeerLocal, "local"}, {bpf.PeerHost, "host"}, {bpf.PeerCluster, "cluster"}, {bpf.PeerNoOwner, "no-owner"}, {bpf.PeerRemote, "remote"}} {
-			if p.Flags&f.bit != 0 {
-				flags = append(flags, f.name)
-			}
-		}
-		rows = append(rows, []string{prefix.String(), identity.ID(p.Identity).String(), num(p.Ifindex), addr(p.Node), dash(strings.Join(flags, ","))})
-	}
 	for a, p := range exact {
 		ip := a.Netip()
-		add(netip.PrefixFrom(ip, ip.BitLen()), p)
+		rows = append(rows, peerRow(netip.PrefixFrom(ip, ip.BitLen()).String(), p))
 	}
 	for k, p := range tries {
-		add(k.Prefix(), p)
+		rows = append(rows, peerRow(k.Prefix().String(), p))
 	}
 	return e.rows(1, rows)
+}
+
+// findPeer emits what the programs take ip for: its own row, else that of the longest prefix, else the world.
+func (d *Datapath) findPeer(ip netip.Addr, emit func(columns []string, row []string) error) error {
+	columns := MapColumns("ipcache")
+	own := netip.PrefixFrom(ip, ip.BitLen())
+	p, ok, err := d.peers.get(bpf.AddrFrom(ip))
+	if err != nil {
+		return err
+	}
+	if ok {
+		return emit(columns, peerRow(own.String(), p))
+	}
+	if p, ok, err = d.prefixes.rows.get(bpf.PrefixKeyFrom(own)); err != nil {
+		return err
+	}
+	if !ok {
+		s, _, err := d.settings.get(0)
+		if err != nil {
+			return err
+		}
+		p.Identity = s.World6
+		if ip.Is4() {
+			p.Identity = s.World4
+		}
+		return emit(columns, peerRow("-", p))
+	}
+	// the kernel tells the row and not its key
+	tries, err := d.prefixes.rows.all()
+	if err != nil {
+		return err
+	}
+	name, longest := "-", -1
+	for k := range tries {
+		if pre := k.Prefix(); pre.Contains(ip) && pre.Bits() > longest {
+			name, longest = pre.String(), pre.Bits()
+		}
+	}
+	return emit(columns, peerRow(name, p))
+}
+
+func peerRow(prefix string, p bpf.Peer) []string {
+	var flags []string
+	for _, f := range []struct {
+		bit  uint32
+		name string
+	}{{bpf.PeerLocal, "local"}, {bpf.PeerHost, "host"}, {bpf.PeerCluster, "cluster"}, {bpf.PeerNoOwner, "no-owner"}, {bpf.PeerRemote, "remote"}} {
+		if p.Flags&f.bit != 0 {
+			flags = append(flags, f.name)
+		}
+	}
+	return []string{prefix, identity.ID(p.Identity).String(), num(p.Ifindex), addr(p.Node), dash(strings.Join(flags, ","))}
 }
 
 // listConntrack emits batch by batch: half a million rows must not stand in memory as text.

@@ -455,6 +455,17 @@ func TestRootListMaps(t *testing.T) {
 	if got := rows("ipcache", "10.7.0.12"); len(got) != 1 || !strings.Contains(got[0], "local,cluster") {
 		t.Errorf("ipcache %v", got)
 	}
+	for key, want := range map[string]string{
+		"192.0.2.77": "192.0.2.0/24 16777217 ", "::ffff:192.0.2.77": "192.0.2.0/24 16777217 ", "2001:db8::5": "2001:db8::/32 16777218 ",
+		"192.0.2.0/24": "192.0.2.0/24 16777217 ", "8.8.8.8": "0.0.0.0/0 reserved:world-ipv4 ", "2606::1": "- reserved:world-ipv6 ",
+	} {
+		if got := rows("ipcache", key); len(got) != 1 || !strings.HasPrefix(got[0], want) {
+			t.Errorf("ipcache of %s: %v, want %s", key, got, want)
+		}
+	}
+	if got := rows("ipcache", "192.0.0.0/16"); len(got) != 0 {
+		t.Errorf("ipcache of a CIDR without a row: %v", got)
+	}
 	if got := rows("ct", ""); len(got) != 1 || !strings.HasPrefix(got[0], "10.7.0.11:4000 10.7.0.12:80 tcp allow") {
 		t.Errorf("ct %v", got)
 	}
