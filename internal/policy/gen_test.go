@@ -159,7 +159,8 @@ func (g gen) entry(list, namespace string, host bool) oEntry {
 	}
 	e := oEntry{kind: pick(g, kinds...)}
 	said := g.chance(35) && !deny && !(host && ingress) // something about what may be said
-	if said && g.chance(50) {
+	proven := g.chance(12) && !deny                     // that the other end is who it is
+	if (said || proven) && g.chance(50) {
 		e.kind = ""
 	}
 	g.some(3, func() {
@@ -193,8 +194,8 @@ func (g gen) entry(list, namespace string, host bool) oEntry {
 			e.requires = append(e.requires, g.reqs(false, namespace))
 		}
 	}
-	if !deny && g.chance(9) {
-		e.auth = pick(g, "disabled", "required", "test-always-fail")
+	if proven {
+		e.auth = pick(g, "disabled", "required", "required", "test-always-fail")
 	}
 	switch {
 	case said:
@@ -211,11 +212,11 @@ func (g gen) entry(list, namespace string, host bool) oEntry {
 				e.ports = append(e.ports, p)
 			}
 		}
-	case g.chance(45) || deny && e.kind == "" && g.chance(60):
+	case g.chance(45) || (deny || proven) && e.kind == "" && g.chance(60):
 		for range 1 + g.IntN(4) {
 			e.ports = append(e.ports, g.port())
 		}
-	case g.chance(15) || deny && e.kind == "":
+	case g.chance(15) || (deny || proven) && e.kind == "":
 		for range 1 + g.IntN(3) {
 			e.ports = append(e.ports, oPort{family: pick(g, "IPv4", "IPv6"), port: pick(g, 0, 3, 8, 128, 129)})
 		}
@@ -253,6 +254,9 @@ func (g gen) policy(name string) oPolicy {
 	}
 	for range n {
 		s := oSpec{subject: g.reqs(true, p.namespace), lists: map[string][]oEntry{}, audit: g.chance(10)}
+		if g.chance(25) {
+			s.subject = nil
+		}
 		if p.namespace == "" && g.chance(15) {
 			s.nodes, s.subject = true, g.nodeReqs()
 		}

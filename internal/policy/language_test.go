@@ -362,7 +362,8 @@ func TestDistinctPriorities(t *testing.T) {
 				want = verdict.Allow
 			}
 		}
-		if rules := e.Explain(v.Cookie); v.Action != want || len(rules) != 1 || rules[0].Spec != spec {
+		rules := e.Explain(v.Cookie) // among 60,000 cookies two may be the same: then both rules are shown
+		if v.Action != want || len(rules) > 2 || !slices.ContainsFunc(rules, func(r RuleRef) bool { return r.Spec == spec }) {
 			t.Fatalf("port %d: %s by %v, want %s by the spec %d", port, v.Action, rules, want, spec)
 		}
 	}

@@ -167,7 +167,7 @@ func TestOracle(t *testing.T) {
 	verdicts, seen := 0, map[string]int{}
 	kinds := []string{"allow", "deny", "redirect", "audit", "auth", "explicit", "conflict"}
 	missing := func() bool { return slices.ContainsFunc(kinds, func(k string) bool { return seen[k] == 0 }) }
-	for verdicts < 600_000 || missing() && verdicts < 10_000_000 {
+	for verdicts < 300_000 || missing() && verdicts < 10_000_000 {
 		w := newWorld(t, g)
 		w.resolve()
 		w.check(6)
