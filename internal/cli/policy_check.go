@@ -21,7 +21,8 @@ func policyTest() *cobra.Command {
 here in milliseconds without root also runs on real packets with 'porin lab run'. -f adds policies to those of the
 files. A check that needs a wire (run, http) is skipped, and says so. For one that does not hold, the rule that decided.
 
-A check is {from, to, port, protocol, family, expect}; expect is allow, deny, or reject, which for policy is allow.
+A check is {from, to, port, protocol, family, expect}; expect is allow, deny, audit or redirect, or reject, which for policy
+is allow. To expect allow is not to ask whether it is reported, or goes through the proxy.
 ` + endHelp,
 		Example: `  porin policy test examples/starwars/lab.yaml
   porin policy test tests/*.yaml -f policies/ -o junit > report.xml`,

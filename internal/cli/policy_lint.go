@@ -23,6 +23,8 @@ func (s *shell) policyLint() *cobra.Command {
   redundant        others say the same wherever it fits
   wide             allows everyone, every workload of every namespace, or every address outside
   unserved         a port that none of the workloads concerned serves (where all say what they serve)
+  unresolved       a CIDR group, a service or the name of a port that is not there, and so is nobody
+  cancelled        layer 7 rules that mean nothing, since another rule allows everything wherever they fit
 
 Redundant and shadowed are told from the verdict tables that the kernel would hold: without these entries no verdict
 among the known workloads changes.

@@ -22,7 +22,7 @@ import (
 
 // offline is the commands that ask the engine in this process: of files, or of what the agent has in force.
 func (s *shell) offline() []*cobra.Command {
-	return []*cobra.Command{policyValidate(), policyTest(), s.policyTrace(), s.policyExplain(), s.policyMatrix(), policyDiff(), s.policyReach(), s.policyLint()}
+	return []*cobra.Command{policyValidate(), policyTest(), s.policyTrace(), s.policyExplain(), s.policyMatrix(), policyDiff(), s.policyReach(), s.policyLint(), s.policySelectors()}
 }
 
 const worldHelp = `The engine is the agent's own, in this process: no agent, no root. --workloads FILE has the workloads, in the shape of a lab
