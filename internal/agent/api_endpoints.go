@@ -15,13 +15,13 @@ import (
 )
 
 func (a *api) ListEndpoints(_ context.Context, req *agentv1.ListEndpointsRequest) (*agentv1.ListEndpointsResponse, error) {
-	want, err := wanted(req.GetLabels())
+	holds, err := wanted(req.GetLabels())
 	if err != nil {
 		return nil, err
 	}
 	resp := &agentv1.ListEndpointsResponse{}
 	for _, ep := range a.endpoints.List() {
-		if holds(ep.Labels, want) {
+		if holds(ep.Labels) {
 			resp.Endpoints = append(resp.Endpoints, a.endpointMessage(ep))
 		}
 	}
@@ -121,14 +121,14 @@ func (a *api) endpointMessage(ep endpoint.Endpoint) *agentv1.Endpoint {
 }
 
 func (a *api) ListIdentities(_ context.Context, req *agentv1.ListIdentitiesRequest) (*agentv1.ListIdentitiesResponse, error) {
-	want, err := wanted(req.GetLabels())
+	holds, err := wanted(req.GetLabels())
 	if err != nil {
 		return nil, err
 	}
 	uses := a.identityUses()
 	resp := &agentv1.ListIdentitiesResponse{}
 	for _, id := range a.identities.List() {
-		if holds(id.Labels, want) {
+		if holds(id.Labels) {
 			resp.Identities = append(resp.Identities, identityMessage(id, uses))
 		}
 	}
@@ -173,32 +173,27 @@ func identityMessage(id identity.Identity, uses map[identity.ID]uint32) *agentv1
 	return m
 }
 
-// wanted reads the labels of a query. One without a source means any source.
-func wanted(ss []string) ([]labels.Label, error) {
-	var out []labels.Label
+// wanted reads the conditions of a query: labels, or selectors as policies have them. One without a source means any
+// source.
+func wanted(ss []string) (func(labels.Labels) bool, error) {
+	var all []func(labels.Labels) bool
 	for _, s := range ss {
-		l, err := labels.Parse(s)
+		if l, err := labels.Parse(s); err == nil && l.Source == labels.SourceCIDR { // its key may have colons
+			all = append(all, func(ls labels.Labels) bool { return ls.Has(l) })
+			continue
+		}
+		sel, err := labels.ParseSelector(s)
 		if err != nil {
 			return nil, invalid("%v", err)
 		}
-		if l.Source == labels.SourceUnspec {
-			l.Source = labels.SourceAny
-		}
-		out = append(out, l)
+		all = append(all, sel.Matches)
 	}
-	return out, nil
-}
-
-// holds tells whether ls has all labels of want.
-func holds(ls labels.Labels, want []labels.Label) bool {
-	for _, w := range want {
-		found := false
-		for _, l := range ls {
-			found = found || l.Key == w.Key && l.Value == w.Value && (w.Source == labels.SourceAny || w.Source == l.Source)
+	return func(ls labels.Labels) bool {
+		for _, holds := range all {
+			if !holds(ls) {
+				return false
+			}
 		}
-		if !found {
-			return false
-		}
-	}
-	return true
+		return true
+	}, nil
 }

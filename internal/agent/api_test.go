@@ -20,6 +20,7 @@ import (
 	agentv1 "porin/api/agent/v1"
 	"porin/internal/endpoint"
 	"porin/internal/kvstore"
+	"porin/internal/labels"
 )
 
 // moody answers Status as its test likes.
@@ -206,5 +207,42 @@ func TestStack(t *testing.T) {
 	}
 	if err := s.stop(); err != nil {
 		t.Error(err)
+	}
+}
+
+// What lists are asked for: labels, conditions, and labels of CIDRs, whose keys no condition could hold.
+func TestWanted(t *testing.T) {
+	web, err := labels.ParseAll("k8s:app=web", "unspec:tier=1", "k8s:canary")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cidr := labels.Labels{{Source: labels.SourceCIDR, Key: "2001:db8::/32"}}
+	for _, c := range []struct {
+		asked string
+		ls    labels.Labels
+		want  bool
+	}{
+		{"k8s:app=web", web, true},
+		{"app=web", web, true},
+		{"container:app=web", web, false},
+		{"tier=1", web, true},
+		{"app in (db,web)", web, true},
+		{"app in (db,x)", web, false},
+		{"!canary", web, false},
+		{"canary", web, true},
+		{"app=web,tier!=2", web, true},
+		{"cidr:2001:db8::/32", cidr, true},
+		{"cidr:2001:db8::/33", cidr, false},
+	} {
+		holds, err := wanted([]string{c.asked})
+		if err != nil || holds(c.ls) != c.want {
+			t.Errorf("%s of %s: %v, want %v", c.asked, c.ls, err, c.want)
+		}
+	}
+	if holds, err := wanted([]string{"app=web", "app=db"}); err != nil || holds(web) {
+		t.Errorf("two conditions: one is enough, %v", err)
+	}
+	if _, err := wanted([]string{"app in (a"}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a broken condition: %v", err)
 	}
 }

@@ -40,11 +40,12 @@ func (s *shell) endpointCommand() *cobra.Command {
 func (s *shell) endpointList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list [LABEL...]",
-		Short: "List the endpoints, or those that have all the labels",
+		Short: "List the endpoints, or those whose labels are such",
 		Long: `Lists the endpoints of this node. INGRESS and EGRESS say whether a policy isolates the endpoint in that direction.
-A label is source:key=value; without a source, any.`,
+A LABEL is a condition: source:key=value, key=value of any source, key, !key, key!=value, 'key in (a,b)', 'key notin (a,b)'.`,
 		Example: `  porin endpoint list
   porin endpoint list k8s:org=empire
+  porin endpoint list 'app in (web,db)' '!canary'
   porin endpoint list -o json | jq '.[] | select(.phase != "ready")'`,
 	}
 	out := outputFlag(cmd)

@@ -19,9 +19,9 @@ func (s *shell) identityCommand() *cobra.Command {
 func (s *shell) identityList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list [LABEL...]",
-		Short: "List the identities, or those that have all the labels",
+		Short: "List the identities, or those whose labels are such",
 		Long: `Lists the identities that this node knows. Numbers below 256 are reserved, up to 65535 the cluster's, from 16777216 on
-this node's own, for CIDRs. ENDPOINTS counts the endpoints of this node.`,
+this node's own, for CIDRs. ENDPOINTS counts the endpoints of this node. A LABEL is a condition, as 'porin endpoint list' has them.`,
 		Example: "  porin identity list\n  porin identity list k8s:org=empire",
 	}
 	out := outputFlag(cmd)

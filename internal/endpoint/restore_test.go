@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"porin/internal/identity"
+	"porin/internal/ipam"
 	"porin/internal/labels"
 	"porin/internal/verdict"
 )
@@ -147,8 +148,8 @@ func TestStateFileCutAtEveryByte(t *testing.T) {
 		if n := strings.Count(logged.String(), "its state file is bad"); n != 1 {
 			t.Fatalf("%s: %d log lines, want 1:\n%s", cut.name, n, logged.String())
 		}
-		if owner, ok := b.ipam.Owner(web.IPv6); !ok || owner != web.Device {
-			t.Fatalf("%s: its address can be given away", cut.name)
+		if err := b.ipam.AllocateExact("another", web.IPv6); !errors.Is(err, ipam.ErrTaken) {
+			t.Fatalf("%s: its address can be given away: %v", cut.name, err)
 		}
 		if r := a.kernel.rows[client.Ifindex]; r.locked {
 			t.Fatalf("%s: the neighbour is denied", cut.name)
@@ -250,8 +251,11 @@ func TestTwoFilesWithOneAddress(t *testing.T) {
 	if err := b.Delete(t.Context(), "two", "eth0"); err != nil {
 		t.Fatal(err)
 	}
-	if o, _ := b.ipam.Owner(one.IPv4); o != one.Device {
-		t.Errorf("the address's owner is %q", o)
+	if err := b.ipam.AllocateExact(one.Device, one.IPv4); err != nil {
+		t.Errorf("the address is not its own: %v", err)
+	}
+	if err := b.ipam.AllocateExact("another", one.IPv4); !errors.Is(err, ipam.ErrTaken) {
+		t.Errorf("the address can be given away: %v", err)
 	}
 }
 

@@ -109,18 +109,6 @@ func (m *IPAM) Release(owner string, addr netip.Addr) bool {
 	return p != nil && p.release(owner, addr)
 }
 
-// Owner returns who has addr.
-func (m *IPAM) Owner(addr netip.Addr) (string, bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	p := m.poolOf(addr)
-	if p == nil {
-		return "", false
-	}
-	owner, ok := p.owners[addr]
-	return owner, ok
-}
-
 // Pools returns how full each range is.
 func (m *IPAM) Pools() []Pool {
 	m.mu.Lock()

@@ -44,15 +44,6 @@ func defaultFilter() []string {
 	}
 }
 
-// DefaultFilter is ParseFilter of an empty specification.
-func DefaultFilter() *Filter {
-	f, err := ParseFilter("")
-	if err != nil {
-		panic(err) // the patterns above are constant
-	}
-	return f
-}
-
 // ParseFilter reads the --labels option: words "[!][source:]pattern" that are added to the default filter. The pattern
 // is a regular expression that matches from the start of the key; "!" drops what matches. As soon as one word keeps
 // something, labels that nothing keeps are dropped. Where a word that keeps and one that drops both match, the longer
