@@ -214,22 +214,23 @@ __noinline int conntrack_judge(struct ct_entry *e)
 	struct packet *p = packet_get();
 	struct ct_entry *over = NULL;
 	struct side *src, *dst;
-	struct judgement j;
+	struct judgement *j;
 	enum verdict v;
 	bool first_hi;
 
 	if (!p)
 		return V_DROP;
+	j = &p->judgement;
 	if (p->status == CT_NEW) {
 		over = e;
 		e = NULL;
 	}
 	first_hi = e ? e->initiator : p->src_hi;
-	v = judge_flow(p, &j, first_hi, p->echo);
+	v = judge_flow(p, j, first_hi, p->echo);
 	if (v != NEXT)
 		return v;
-	src = p->src_hi ? &j.hi : &j.lo;
-	dst = p->src_hi ? &j.lo : &j.hi;
+	src = p->src_hi ? &j->hi : &j->lo;
+	dst = p->src_hi ? &j->lo : &j->hi;
 	if (p->flags & PF_ERROR) /* goes back to the sender of the packet it is about */
 		dst = src;
 	p->dst_identity = dst->identity;
@@ -251,14 +252,14 @@ __noinline int conntrack_judge(struct ct_entry *e)
 	/* Another pod has the address by now: what was allowed to the former one, answers too, is not allowed to it. A
 	 * pod's MAC stays when its device is made anew.
 	 */
-	if (e && (!mac_equal(e->lo_mac, j.lo.mac) || !mac_equal(e->hi_mac, j.hi.mac))) {
+	if (e && (!mac_equal(e->lo_mac, j->lo.mac) || !mac_equal(e->hi_mac, j->hi.mac))) {
 		e->expires = 0;
 		return drop(p, DROP_CT_NO_FLOW);
 	}
-	conntrack_sentence(p, &j);
+	conntrack_sentence(p, j);
 	if (!e)
-		return p->action == ACTION_DENY ? V_DROP : conntrack_create(p, &j, over);
-	conntrack_note(e, p, &j);
+		return p->action == ACTION_DENY ? V_DROP : conntrack_create(p, j, over);
+	conntrack_note(e, p, j);
 	barrier();
 	e->epoch = p->epoch; /* last: another CPU takes the cached verdict as soon as it sees this */
 	return p->action == ACTION_DENY ? V_DROP : NEXT;

@@ -9,26 +9,6 @@
  * of this node. Always asked in the initiator's direction, whichever packet raised the question.
  */
 
-/* One end of a flow. */
-struct side {
-	__u32 identity;
-	__u32 ifindex; /* pod of this node, else 0 */
-	__u32 flags; /* PEER_* */
-	__u32 subject_in;
-	__u32 subject_out;
-	__u16 ep;
-	__u16 ep_flags;
-	__u8 mac[6];
-	__u8 pad[2];
-};
-
-struct judgement {
-	struct side lo;
-	struct side hi;
-	struct ruling out;
-	struct ruling in;
-};
-
 /* Who has an address: peers, else prefixes, else the world. */
 static __always_inline void judge_peer(const struct settings *s, const struct addr *a, struct side *side)
 {

@@ -19,6 +19,34 @@
 
 #include "maps.h"
 
+/* What a subject says. */
+struct ruling {
+	__u8 action; /* enum action */
+	__u8 reason; /* enum drop_reason, when action denies */
+	__u16 pad;
+	__u32 cookie;
+};
+
+/* One end of a flow. */
+struct side {
+	__u32 identity;
+	__u32 ifindex; /* pod of this node, else 0 */
+	__u32 flags; /* PEER_* */
+	__u32 subject_in;
+	__u32 subject_out;
+	__u16 ep;
+	__u16 ep_flags;
+	__u8 mac[6];
+	__u8 pad[2];
+};
+
+struct judgement {
+	struct side lo;
+	struct side hi;
+	struct ruling out;
+	struct ruling in;
+};
+
 /* The packet in hand: what the stages of a pipeline tell each other. One per CPU: a program is never interrupted by
  * another program of its CPU, and 200 bytes are too many for the stack beside keys and headers.
  */
@@ -84,6 +112,10 @@ struct packet {
 	__u8 hop_smac[6];
 	__u8 hop_dmac[6];
 	__u8 pad3[2];
+	/* Of a flow that is judged. Here and not on the stack, where the verifier would follow every one of its bytes down
+	 * every way: two thirds of all that it did.
+	 */
+	struct judgement judgement;
 };
 
 enum packet_flag {

@@ -7,13 +7,6 @@
  * table that allows or denies all.
  */
 
-struct ruling {
-	__u8 action; /* enum action */
-	__u8 reason; /* enum drop_reason, when action denies */
-	__u16 pad;
-	__u32 cookie;
-};
-
 /* Verdict of a table for (protocol, port): the most specific row that matches, see policy.Row in internal/policy. */
 static __always_inline const struct policy_verdict *policy_table(__u32 table, __u32 flags, __u8 proto, __be16 port)
 {
