@@ -19,6 +19,7 @@
 #define OVERLAY_ROOM6	 70
 #define OVERLAY_FRAGMENT 1 /* overlay_match: the port is right, but it is a piece only */
 #define OVERLAY_ICMP	 2
+#define OVERLAY_SHORT	 40
 #define OVERLAY_REFRESH	 1000000000ULL
 #define OVERLAY_MTU_LIFE (600 * 1000000000ULL) /* RFC 1191 6.3 */
 
@@ -175,6 +176,12 @@ static __noinline int overlay_send(struct __sk_buff *ctx, struct packet *p)
 	ctx->mark = OVERLAY_MARK;
 	if (s->tunnel_ifindex)
 		return overlay_send_kernel(ctx, p, s->tunnel_ifindex);
+	/* What is shorter could not be unpacked everywhere: see overlay_strip. Ethernet pads to more. */
+	if (!addr_mapped(&p->outer) && len < OVERLAY_SHORT) {
+		len = OVERLAY_SHORT;
+		if (bpf_skb_change_tail(ctx, ETH_HLEN + OVERLAY_SHORT, 0))
+			return -1;
+	}
 	if (addr_mapped(&p->outer))
 		rc = bpf_skb_adjust_room(ctx, OVERLAY_ROOM4, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4);
 	else
@@ -341,35 +348,27 @@ static __noinline void overlay_learn(struct __sk_buff *ctx, struct packet *p)
 	node->mtu_until = p->now + OVERLAY_MTU_LIFE;
 }
 
-/* Takes the outer headers off; the packet is then as its sender's stack made it. */
+/* Takes the outer headers off; the packet is then as its sender's stack made it. Linux before 6.3 cannot be told that another
+ * family comes to light: it wants 40 bytes behind the headers of an IPv6 tunnel, which IPv4 need not have, and goes on to
+ * take the packet for IPv6.
+ */
 static __noinline enum verdict overlay_strip(struct __sk_buff *ctx, struct packet *p, __u32 room, __be16 type)
 {
-	bool v4 = type == bpf_htons(ETH_P_IP);
-	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+	__u64 to = type == bpf_htons(ETH_P_IP) ? ROOM_DECAP_IPV4 : ROOM_DECAP_IPV6;
 	void *data, *end;
 	long rc;
 
-	p->foreign = v4 != (room == OVERLAY_ROOM4);
-	/* Linux before 6.3 wants 40 bytes behind the headers of an IPv6 tunnel, though IPv4 has 20. */
-	if (p->foreign && v4 && ctx->len < ETH_HLEN + OVERLAY_ROOM6 + 40 &&
-	    bpf_skb_change_tail(ctx, ETH_HLEN + OVERLAY_ROOM6 + 40, 0))
-		return drop(p, DROP_INTERNAL);
-	if (p->foreign) {
-		__u64 to = v4 ? ROOM_DECAP_IPV4 : ROOM_DECAP_IPV6;
-
-		if (room == OVERLAY_ROOM4)
-			rc = bpf_skb_adjust_room(ctx, -OVERLAY_ROOM4, BPF_ADJ_ROOM_MAC, flags | to);
-		else
-			rc = bpf_skb_adjust_room(ctx, -OVERLAY_ROOM6, BPF_ADJ_ROOM_MAC, flags | to);
-		if (!rc)
-			p->foreign = 0;
-	} else {
-		rc = -1;
-	}
+	if (room == OVERLAY_ROOM4)
+		rc = bpf_skb_adjust_room(ctx, -OVERLAY_ROOM4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | to);
+	else
+		rc = bpf_skb_adjust_room(ctx, -OVERLAY_ROOM6, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | to);
+	p->foreign = rc && (to == ROOM_DECAP_IPV4) != (room == OVERLAY_ROOM4);
+	if (p->foreign && ctx->len < ETH_HLEN + OVERLAY_ROOM6 + OVERLAY_SHORT)
+		bpf_skb_change_tail(ctx, ETH_HLEN + OVERLAY_ROOM6 + OVERLAY_SHORT, 0);
 	if (rc && room == OVERLAY_ROOM4)
-		rc = bpf_skb_adjust_room(ctx, -OVERLAY_ROOM4, BPF_ADJ_ROOM_MAC, flags);
+		rc = bpf_skb_adjust_room(ctx, -OVERLAY_ROOM4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
 	else if (rc)
-		rc = bpf_skb_adjust_room(ctx, -OVERLAY_ROOM6, BPF_ADJ_ROOM_MAC, flags);
+		rc = bpf_skb_adjust_room(ctx, -OVERLAY_ROOM6, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
 	if (rc || !packet_bytes(ctx, ETH_HLEN, &data, &end))
 		return drop(p, DROP_TUNNEL_KEY);
 	((struct ethhdr *)data)->h_proto = type;

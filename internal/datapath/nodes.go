@@ -317,7 +317,9 @@ func (d *Datapath) PutRemotes(list []node.Remote) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	c := d.cluster
-	keys, values := make([]bpf.Addr, 0, len(list)), make([]bpf.Peer, 0, len(list))
+	keys, values, rows := make([]bpf.Addr, 0, len(list)), make([]bpf.Peer, 0, len(list)), make([]remoteRow, 0, len(list))
+	var at netip.Addr // addresses behind one node come together
+	var place uint32
 	var errs error
 	for _, r := range list {
 		if !r.Addr.IsValid() || !r.Node.IsValid() || r.Identity == 0 || r.Identity.IsLocal() {
@@ -325,9 +327,14 @@ func (d *Datapath) PutRemotes(list []node.Remote) error {
 			continue
 		}
 		a := bpf.AddrFrom(r.Addr)
-		row := remoteRow{uint32(r.Identity), c.place(bpf.AddrFrom(r.Node))}
+		if r.Node != at {
+			at, place = r.Node, c.place(bpf.AddrFrom(r.Node))
+		}
+		row := remoteRow{uint32(r.Identity), place}
 		have, ok := c.remotes[a]
-		delete(c.formerAddrs, a)
+		if len(c.formerAddrs) > 0 {
+			delete(c.formerAddrs, a)
+		}
 		if _, itself := c.own[a]; itself || d.hides(a) {
 			c.remotes[a] = row
 			continue
@@ -335,11 +342,11 @@ func (d *Datapath) PutRemotes(list []node.Remote) error {
 		if ok && have == row {
 			continue
 		}
-		keys, values = append(keys, a), append(values, remotePeer(r.Identity, c.places[row.place]))
+		keys, values, rows = append(keys, a), append(values, remotePeer(r.Identity, c.places[place])), append(rows, row)
 	}
 	n, err := d.peers.overwriteAll(keys, values)
 	for i, a := range keys[:n] {
-		c.remotes[a] = remoteRow{values[i].Identity, c.place(values[i].Node)}
+		c.remotes[a] = rows[i]
 	}
 	if n > 0 {
 		errs = errors.Join(errs, d.bumpEpoch())
