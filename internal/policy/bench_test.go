@@ -234,3 +234,30 @@ func BenchmarkPolicyReplaced(b *testing.B) {
 		in = now
 	}
 }
+
+// BenchmarkPortsChanged: the named ports of one of 3,000 identities change, while a subject's rules ask for them.
+func BenchmarkPortsChanged(b *testing.B) {
+	e := NewEngine(Config{DualStack: true})
+	var ids []identity.Identity
+	set := map[identity.ID][]NamedPort{}
+	for i := range 3000 {
+		ids = append(ids, workload(1000+i, fmt.Sprintf("app=a%d", i%100)))
+		set[ids[i].ID] = []NamedPort{{"http", ProtoTCP, uint16(8000 + i%50)}}
+	}
+	e.UpdateIdentities(ids, nil)
+	e.UpdatePorts(set)
+	rules := strings.Replace(document("p", "app: a7", []string{"{toEndpoints: [{matchLabels: {app: a8}}], toPorts: [{ports: [{port: http}]}]}"}), "ingress:", "egress:", 1)
+	e.UpdatePolicies(mustParse(b, rules), nil)
+	_, out, err := e.Resolve(ids[7], nil)
+	if err != nil || len(out.Peers) != 30 {
+		b.Fatal(len(out.Peers), err)
+	}
+	n := uint16(0)
+	b.ReportAllocs()
+	for b.Loop() {
+		n++
+		if p := e.UpdatePorts(map[identity.ID][]NamedPort{ids[8].ID: {{"http", ProtoTCP, n%1000 + 1}}}); len(p) != 1 {
+			b.Fatalf("%d patches", len(p))
+		}
+	}
+}
