@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	yaml "go.yaml.in/yaml/v3"
@@ -14,7 +15,8 @@ const (
 	maxFile  = 16 << 20 // bytes
 	maxDocs  = 20000    // per file
 	maxDepth = 32       // of nesting in one document
-	maxNodes = 2 << 20  // per file, aliases counted each time they are used
+	maxNodes = 2 << 20  // per file
+	maxAlias = 200000   // of those, the ones that aliases repeat: few bytes may ask for very many
 	maxErrs  = 20       // reported per file
 
 	maxPriority   = 1<<31 - 1
@@ -46,6 +48,7 @@ type reader struct {
 	file  string
 	first int // line before the document's first line
 	nodes int // read so far, over all documents
+	alias int // of those, by aliases
 	regex int // instructions that the regular expressions read so far compile to
 	errs  []error
 }
@@ -95,12 +98,30 @@ func split(data []byte) (docs [][]byte, before []int) {
 
 // document parses one document into a tree without aliases. ok is false when there is none or it is unreadable.
 func (r *reader) document(data []byte) (v value, ok bool) {
-	var root yaml.Node
-	err := yaml.Unmarshal(data, &root)
-	if err != nil {
+	var root, more yaml.Node
+	from := yaml.NewDecoder(bytes.NewReader(data))
+	err := from.Decode(&root)
+	if errors.Is(err, io.EOF) {
+		return value{}, false
+	}
+	if err == nil {
+		err = from.Decode(&more)
+	}
+	switch {
+	case err == nil: // what split does not see as an end, YAML does
+		at := &more
+		if len(more.Content) > 0 {
+			at = more.Content[0]
+		}
+		r.fail(at, "", "another document follows here without a line \"---\" of plain ASCII before it; write one")
+		return value{}, false
+	case !errors.Is(err, io.EOF):
 		at, text := &yaml.Node{Line: 1}, strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\n", " "), "yaml: ")
 		if _, err := fmt.Sscanf(text, "line %d: ", &at.Line); err == nil {
 			_, text, _ = strings.Cut(text, ": ")
+		}
+		if strings.Contains(text, "<document start>") {
+			text += "; begin each document with a line \"---\""
 		}
 		r.fail(at, "", "not YAML: %s", text)
 		return value{}, false
@@ -108,34 +129,43 @@ func (r *reader) document(data []byte) (v value, ok bool) {
 	if root.Kind == 0 || len(root.Content) == 0 {
 		return value{}, false
 	}
-	top, err := r.expand(root.Content[0], 0)
+	top, err := r.expand(root.Content[0], 0, false)
 	if err != nil {
 		r.fail(top, "", "%s", err)
 		return value{}, false
 	}
-	if top.Tag == "!!null" {
+	if top.Tag == "!!null" && top.Kind == yaml.ScalarNode {
 		return value{}, false
 	}
 	return value{top, ""}, true
 }
 
-// expand replaces aliases by copies, within the limits, and refuses tags that would change what a value means.
-func (r *reader) expand(n *yaml.Node, depth int) (*yaml.Node, error) {
+// expand replaces aliases by copies, within the limits. Of a copy it does not copy what says nothing: anchors, comments.
+func (r *reader) expand(n *yaml.Node, depth int, copied bool) (*yaml.Node, error) {
 	if r.nodes++; r.nodes > maxNodes {
 		return n, fmt.Errorf("more than %d values in one file; split it", maxNodes)
 	}
 	if depth > maxDepth {
 		return n, fmt.Errorf("nested deeper than %d levels", maxDepth)
 	}
+	at := n
 	for n.Kind == yaml.AliasNode {
-		n = n.Alias
+		n, copied = n.Alias, true
+	}
+	if copied {
+		if r.alias++; r.alias > maxAlias {
+			return at, fmt.Errorf("aliases repeat more than %d values in one file; write them out in several files", maxAlias)
+		}
 	}
 	out := *n
 	out.Anchor, out.HeadComment, out.LineComment, out.FootComment = "", "", "", ""
 	out.Content = make([]*yaml.Node, len(n.Content))
 	for i, c := range n.Content {
-		e, err := r.expand(c, depth+1)
-		if err != nil {
+		e, err := r.expand(c, depth+1, copied)
+		switch {
+		case err != nil && at != n: // it is the alias that asks for too much
+			return at, err
+		case err != nil:
 			return e, err
 		}
 		out.Content[i] = e
