@@ -22,8 +22,8 @@ import (
 // lattice says who may import whom: a room may import the rooms of every line above its own, and the rooms named
 // before it on its own line that stand left of a "<".
 const lattice = `
-words       api/flow < api/agent/v1, internal/labels, internal/verdict, internal/state, bpf
-deciders    internal/identity, internal/ipam, internal/node < internal/policy, internal/service < internal/endpoint
+words       api/flow < api/agent/v1, internal/labels, internal/verdict, internal/state, internal/durable, bpf
+deciders    internal/identity, internal/ipam < internal/node < internal/policy, internal/service < internal/endpoint
 appliers    internal/datapath, internal/proxy, internal/crypto
 edges       internal/kvstore, internal/cni, internal/k8s, internal/mesh, internal/docker, internal/containers
 observers   internal/flow, internal/metrics, internal/health

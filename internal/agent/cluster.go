@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"porin/internal/durable"
 	"porin/internal/endpoint"
 	"porin/internal/identity"
 	"porin/internal/kvstore"
@@ -264,7 +265,7 @@ func writeClaim(path string, c kvstore.Claim) error {
 	if err != nil {
 		return fmt.Errorf("claim for %s: %w", path, err)
 	}
-	return writeFile(path, b)
+	return durable.Replace(path, b)
 }
 
 // alarms says what is wrong with the cluster as this node sees it.

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"porin/internal/durable"
 	"porin/internal/kvstore"
 )
 
@@ -169,7 +170,7 @@ func (r *ranges) save() error {
 	b, err := json.Marshal(r.has)
 	r.mu.Unlock()
 	if err == nil {
-		err = writeFile(r.file(), b)
+		err = durable.Replace(r.file(), b)
 	}
 	if err != nil {
 		return fmt.Errorf("keep this node's ranges: %w", err)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"porin/internal/durable"
 	"porin/internal/identity"
 	"porin/internal/labels"
 	"porin/internal/node"
@@ -102,7 +103,7 @@ func (a *agent) keep(ctx context.Context) error {
 		if rev := a.cluster.nodes.MemoryRevision(); rev != last {
 			text, err := a.kept()
 			if err == nil {
-				err = writeFile(path, []byte(text))
+				err = durable.Replace(path, []byte(text))
 			}
 			switch {
 			case err == nil:

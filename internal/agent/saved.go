@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"porin/internal/durable"
 	"porin/internal/endpoint"
 	"porin/internal/policy"
 )
@@ -144,7 +145,7 @@ func (s savedPolicies) save(o owned) error {
 		return fmt.Errorf("save %s: %w", o.Ref, err)
 	}
 	name := s.name(o.Ref)
-	if err := writeFile(filepath.Join(s.dir, name), []byte(headMark+string(head)+"\n"+o.YAML)); err != nil {
+	if err := durable.Replace(filepath.Join(s.dir, name), []byte(headMark+string(head)+"\n"+o.YAML)); err != nil {
 		return fmt.Errorf("save %s: %w", o.Ref, err)
 	}
 	return nil
@@ -159,45 +160,5 @@ func (s savedPolicies) removeFile(name string) error {
 	if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove saved policy: %w", err)
 	}
-	return syncDir(s.dir)
-}
-
-// writeFile replaces path by a file with this content: after a crash at any point it is the old one or the new one.
-func writeFile(path string, data []byte) (err error) {
-	dir := filepath.Dir(path)
-	tmp, err := os.CreateTemp(dir, ".new-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(tmp.Name())
-		}
-	}()
-	_, err = tmp.Write(data)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if e := tmp.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err == nil {
-		err = syncDir(dir)
-	}
-	return err
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
-	if e := d.Close(); err == nil {
-		err = e
-	}
-	return err
+	return durable.Sync(s.dir)
 }

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"porin/internal/durable"
 	"porin/internal/endpoint"
 	"porin/internal/policy"
 )
@@ -406,7 +407,7 @@ func (p *policies) record(t *trial) error {
 		return fmt.Errorf("record what was before: %w", err)
 	}
 	sum := sha256.Sum256(text)
-	if err := writeFile(p.trialFile(), []byte(hex.EncodeToString(sum[:])+"\n"+string(text)+"\n")); err != nil {
+	if err := durable.Replace(p.trialFile(), []byte(hex.EncodeToString(sum[:])+"\n"+string(text)+"\n")); err != nil {
 		return fmt.Errorf("record what was before: %w", err)
 	}
 	return nil
@@ -429,7 +430,7 @@ func (p *policies) forget(*trial) error {
 	if err := os.Remove(p.trialFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the record of the change: %w", err)
 	}
-	if err := syncDir(filepath.Dir(p.trialFile())); err != nil {
+	if err := durable.Sync(filepath.Dir(p.trialFile())); err != nil {
 		return fmt.Errorf("remove the record of the change: %w", err)
 	}
 	p.mu.Lock()

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"porin/internal/durable"
 )
 
 // maxQueued bounds the deletions that wait. A node has far fewer pods.
@@ -32,7 +34,7 @@ func queueFile(dir, containerID, ifname string) string {
 }
 
 // Queue writes d into dir, once per attachment, and returns when it is on disk.
-func Queue(dir string, d Deletion) (err error) {
+func Queue(dir string, d Deletion) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("queue deletion: %w", err)
 	}
@@ -53,35 +55,10 @@ func Queue(dir string, d Deletion) (err error) {
 	if err != nil {
 		return fmt.Errorf("queue deletion: %w", err)
 	}
-	f, err := os.CreateTemp(dir, ".tmp-")
-	if err != nil {
+	if err := durable.Replace(path, data); err != nil {
 		return fmt.Errorf("queue deletion: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-			err = fmt.Errorf("queue deletion: %w", err)
-		}
-	}()
-	if _, err = f.Write(data); err != nil {
-		return err
-	}
-	if err = f.Sync(); err != nil {
-		return err
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	d0, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d0.Close()
-	return d0.Sync()
+	return nil
 }
 
 // Queued tells whether a deletion of this attachment waits in dir.
@@ -115,7 +92,7 @@ func Replay(dir string, do func(Deletion) error) (done int, err error) {
 	var errs []error
 	for _, entry := range entries {
 		path := filepath.Join(dir, entry.Name())
-		if strings.HasPrefix(entry.Name(), ".tmp-") {
+		if strings.HasPrefix(entry.Name(), durable.Unfinished) {
 			if info, err := entry.Info(); err == nil && time.Since(info.ModTime()) > time.Minute {
 				os.Remove(path) // its writer is gone
 			}

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 
+	"porin/internal/durable"
 	"porin/internal/identity"
 )
 
@@ -90,47 +91,12 @@ func (e *Endpoints) path(id uint16) string { return filepath.Join(e.dir(), fmt.S
 func (e *Endpoints) save(ep Endpoint) error {
 	data, err := encodeFile(ep)
 	if err == nil {
-		err = writeFile(e.path(ep.ID), data)
+		err = durable.Replace(e.path(ep.ID), data)
 	}
 	if err != nil {
 		return fmt.Errorf("save endpoint %d: %w", ep.ID, err)
 	}
 	return nil
-}
-
-func writeFile(path string, data []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err = f.Write(data); err != nil {
-		return err
-	}
-	if err = f.Sync(); err != nil {
-		return err
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // removeFile needs no fsync of the folder: a file that comes back after a crash has no device and is removed then.
@@ -192,7 +158,7 @@ func (e *Endpoints) readFiles() ([]found, error) {
 	for _, entry := range entries {
 		name := entry.Name()
 		path := filepath.Join(e.dir(), name)
-		if strings.HasPrefix(name, ".tmp-") {
+		if strings.HasPrefix(name, durable.Unfinished) {
 			if err := os.Remove(path); err != nil {
 				e.log.Warn("unfinished state file not removed", "file", path, "err", err)
 			}
