@@ -68,6 +68,7 @@ func run(ctx context.Context, goTool, only string) (err error) {
 			survived++
 			test = "NOBODY"
 		}
+		fmt.Fprintf(os.Stderr, "\tnoticed by %s\n", test)
 		fmt.Fprintf(out, "%s\t%s\t%s\n", m.guard, test, time.Since(began).Round(100*time.Millisecond))
 	}
 	if err := out.Flush(); err != nil {
