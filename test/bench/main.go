@@ -68,6 +68,9 @@ func parts() []part {
 		{"paths", []string{"pod_rr_cpu_vs_veth", "pod_crr_cpu_vs_veth", "pod_stream_cpu_vs_veth", "pod_crr_programs_ns"}, (*bench).paths},
 		{"packets", []string{"established_packet_ns", "first_packet_ns", "policy_lookup_ns", "peer_lookup_ns"}, (*bench).packets},
 		{"policy", policyMetrics(), (*bench).policy},
+		{"overlay", []string{
+			"overlay_rr_cpu_vs_veth", "overlay_rr_p50_vs_veth", "overlay_rr_p50_vs_kernel_vxlan", "overlay_stream_vs_kernel_vxlan", "peers_bulk_us",
+		}, (*bench).overlay},
 		{"cni", []string{"cni_add_cpu_ms", "programs_loaded_per_endpoint"}, (*bench).cni},
 	}
 }
