@@ -37,7 +37,7 @@ func mutations() []mutation {
 		{"unknown fields are refused", "internal/policy/node.go", "if f := o.fields[name]; !f.taken {", "if f := o.fields[name]; false && !f.taken {"},
 		{"excepts lie inside of their block", "internal/policy/parse_peer.go", "if outer.IsValid() && !covers(outer, p) {", "if false {"},
 		{"the lists of ports have a bound", "internal/policy/parse_port.go", "if len(list) > maxPorts {", "if false {"},
-		{"an empty list of ports is refused", "internal/policy/parse_port.go", "if ok && len(v.Content) == 0 {\n\t\tr.fail(v.Node, v.path, \"the list is empty; take toPorts out", "if false {\n\t\tr.fail(v.Node, v.path, \"the list is empty; take toPorts out"},
+		{"an empty list of ports is refused", "internal/policy/parse_port.go", "if ok && len(v.Content) == 0 {\n\t\tr.fail(v.Node, v.path, \"the list is empty; take toPorts out", "if ok && false {\n\t\tr.fail(v.Node, v.path, \"the list is empty; take toPorts out"},
 		{"layer 7 is refused in deny rules", "internal/policy/parse_l7.go", "case at.deny:\n\t\t\tr.fail(f.key, f.val.path, notInDeny)", "case false:\n\t\t\tr.fail(f.key, f.val.path, notInDeny)"},
 
 		{"two changes on trial do not overlap", "internal/agent/trial.go", "if err := p.onTrial(); err != nil {", "if err := p.onTrial(); false {"},

@@ -62,7 +62,7 @@ func run(ctx context.Context, goTool, only string) (err error) {
 		began := time.Now()
 		test, err := m.try(ctx, dir, goTool)
 		if err != nil {
-			return err
+			return errors.Join(err, out.Flush())
 		}
 		if test == "" {
 			survived++
