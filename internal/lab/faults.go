@@ -223,7 +223,7 @@ func (l *Lab) fastCable(ctx context.Context, p place, losses []space.Loss) error
 	ns := l.path("ns", underlayNS)
 	near, _ := slowDevices(p)
 	return errors.Join(
-		p.Relay.Signal(ctx, syscall.SIGKILL), space.DeleteDevice(ns, near), space.Filter(ns, p.Port, nil),
-		space.Filter(ns, p.Port, losses), space.Offload(p.Netns, uplink, true), space.Plug(ns, p.Port, bridge),
+		p.Relay.Signal(ctx, syscall.SIGKILL), space.DeleteDevice(ns, near), space.Filter(ns, p.Port, losses),
+		space.Offload(p.Netns, uplink, true), space.Plug(ns, p.Port, bridge),
 		l.update(p.Name, func(p *place) { p.Relay = space.Process{} }))
 }

@@ -125,6 +125,9 @@ func (l *Lab) buildNode(ctx context.Context, i int) error {
 	if err := space.Connect(outer, inner); err != nil {
 		return err
 	}
+	if err := space.Filter(outer.Netns, outer.Name, nil); err != nil { // the place for faults
+		return err
+	}
 	if err := l.routeBack(p, n.PodCIDRs); err != nil {
 		return err
 	}
@@ -200,6 +203,9 @@ func (l *Lab) buildOutside(ctx context.Context, i int) error {
 		inner.Routes = append(inner.Routes, space.Route{Dst: nodes, Via: linkGateway(a.Is6()), Src: a})
 	}
 	if err := space.Connect(outer, inner); err != nil {
+		return err
+	}
+	if err := space.Filter(outer.Netns, outer.Name, nil); err != nil { // the place for faults
 		return err
 	}
 	if err := l.addPlace(p); err != nil {

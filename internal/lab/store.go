@@ -67,6 +67,9 @@ func (l *Lab) buildStore(ctx context.Context) error {
 	if err := space.Connect(space.End{Netns: l.path("ns", underlayNS), Name: p.Port, Master: bridge}, inner); err != nil {
 		return err
 	}
+	if err := space.Filter(l.path("ns", underlayNS), p.Port, nil); err != nil { // the place for faults
+		return err
+	}
 	if err := l.addPlace(p); err != nil {
 		return err
 	}

@@ -208,7 +208,8 @@ func (l *lab) probe(where string, o options) *prober {
 	if err := p.cmd.Start(); err != nil {
 		l.t.Fatal(err)
 	}
-	l.t.Cleanup(func() { _ = p.cmd.Process.Kill(); _ = p.cmd.Wait() })
+	p.cmd.WaitDelay = 5 * time.Second // what it started in the lab may hold its pipes
+	l.t.Cleanup(func() { p.stdin.Close(); _ = p.cmd.Process.Kill(); _ = p.cmd.Wait() })
 	line, err := p.out.ReadString('\n')
 	if err != nil || line != "ready\n" {
 		l.t.Fatalf("probe in %s: %v %q %s", where, err, line, p.errs.String())

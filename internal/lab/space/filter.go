@@ -20,19 +20,14 @@ type Loss struct {
 }
 
 // Filter loses frames on a device of the namespace, in both directions: those to a peer that come in, those from it that
-// go out (the device is the far end of the peer's partner). No losses takes the filter away. The programs hang on the
-// device itself, so nothing needs to run, and they go with it.
+// go out (the device is the far end of the peer's partner). No losses lets everything pass. The programs hang on the
+// device itself, so nothing needs to run, and they go with it. The first call for a device makes the place for them, which
+// costs the packets of that moment (the kernel takes its queue away for a while): call it before there are any.
 func Filter(netnsFile, dev string, losses []Loss) error {
 	return InNetns(netnsFile, func() error {
 		link, err := netlink.LinkByName(dev)
 		if err != nil {
 			return fmt.Errorf("find %s: %w", dev, err)
-		}
-		if len(losses) == 0 {
-			if err := netlink.QdiscDel(clsact(link)); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
-				return fmt.Errorf("take the filter off %s: %w", dev, err)
-			}
-			return nil
 		}
 		if err := addClsact(link); err != nil {
 			return err
@@ -41,7 +36,12 @@ func Filter(netnsFile, dev string, losses []Loss) error {
 			parent uint32
 			at     int32 // of the peer's address in the frame
 		}{{netlink.HANDLE_MIN_INGRESS, 0}, {netlink.HANDLE_MIN_EGRESS, 6}} {
-			if err := attachLoss(link, way.parent, losses, way.at); err != nil {
+			if len(losses) == 0 {
+				err = detachLoss(link, way.parent)
+			} else {
+				err = attachLoss(link, way.parent, losses, way.at)
+			}
+			if err != nil {
 				return fmt.Errorf("filter on %s: %w", dev, err)
 			}
 		}
@@ -76,6 +76,19 @@ func clsact(link netlink.Link) *netlink.Clsact {
 func addClsact(link netlink.Link) error {
 	if err := netlink.QdiscAdd(clsact(link)); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("prepare %s for a filter: %w", link.Attrs().Name, err)
+	}
+	return nil
+}
+
+func detachLoss(link netlink.Link, parent uint32) error {
+	list, err := netlink.FilterList(link, parent)
+	if err != nil {
+		return fmt.Errorf("list: %w", err)
+	}
+	for _, f := range list {
+		if err := netlink.FilterDel(f); err != nil {
+			return fmt.Errorf("detach: %w", err)
+		}
 	}
 	return nil
 }
