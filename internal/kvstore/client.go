@@ -292,6 +292,11 @@ func (c *Client) beat(ctx context.Context) error {
 	if c.cfg.Did != nil && ctx.Err() == nil {
 		c.cfg.Did("heartbeat", time.Since(began), err)
 	}
+	if err != nil && ctx.Err() == nil {
+		if why := c.cause(ctx); why != nil {
+			err = why
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	was := c.state

@@ -66,9 +66,12 @@ type server struct {
 	done   chan error
 }
 
-func newServer(t testing.TB) *server {
+func newServer(t testing.TB, edit ...func(*ServerConfig)) *server {
 	dir := shortDir(t)
 	s := &server{t: t, cfg: ServerConfig{Dir: filepath.Join(dir, "etcd"), Socket: filepath.Join(dir, "run", "etcd.sock")}}
+	for _, e := range edit {
+		e(&s.cfg)
+	}
 	s.start()
 	t.Cleanup(s.stop)
 	return s

@@ -230,7 +230,9 @@ func sign(t *testing.T, dir, name string, tmpl *x509.Certificate, by *authority)
 	}
 	tmpl.SerialNumber = big.NewInt(time.Now().UnixNano())
 	tmpl.Subject = pkix.Name{CommonName: name}
-	tmpl.NotBefore, tmpl.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	if tmpl.NotAfter.IsZero() {
+		tmpl.NotBefore, tmpl.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	}
 	if by == nil {
 		by = &authority{tmpl, key}
 	}

@@ -85,11 +85,12 @@ func verify(state tls.ConnectionState, file string) error {
 var hints = []struct{ sign, what string }{
 	{"certificate required", "the store wants a client certificate: set --kvstore-cert and --kvstore-key"},
 	{"tls: unknown certificate authority", "the store does not know who signed this node's certificate: give --kvstore-cert one that its authority signed"},
-	{"tls: bad certificate", "the store does not accept this node's certificate: look at its authority, its dates, and that it is for clients"},
+	{"tls: bad certificate", "the store does not accept this node's certificate: look at the file of --kvstore-cert, its authority, its dates, and that it is for clients"},
 	{"tls: expired certificate", "this node's certificate has expired: renew the file of --kvstore-cert"},
 	{"certificate has expired or is not yet valid", "the store's certificate is not valid now: renew it, or set this node's clock"},
 	{"signed by unknown authority", "this node does not know who signed the store's certificate: give --kvstore-ca that authority's certificate"},
 	{"cannot validate certificate for", "the store's certificate is not for this address: issue it for the address in --kvstore, or use the name that it is for"},
+	{"certificate is not valid for any names", "the store's certificate is not for this name: issue it for the name in --kvstore"},
 	{"certificate is valid for", "the store's certificate is not for this name: issue it for the name in --kvstore"},
 	{"first record does not look like a TLS handshake", "the store does not speak TLS: begin the endpoint with http://"},
 	{"malformed HTTP response", "the store speaks TLS: begin the endpoint with https://"},
