@@ -185,13 +185,6 @@ func (c *Client) leaseChanged() <-chan struct{} {
 	return c.renewed
 }
 
-// lossCount tells how often the store turned out not to be the one it was.
-func (c *Client) lossCount() uint64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.losses
-}
-
 // Silent tells for how long the store has not answered; 0 while it does. Before its first answer it counts from since.
 func (c *Client) Silent(since, now time.Time) time.Duration {
 	c.mu.Lock()
