@@ -363,7 +363,7 @@ static __noinline enum verdict overlay_strip(struct __sk_buff *ctx, struct packe
 	else
 		rc = bpf_skb_adjust_room(ctx, -OVERLAY_ROOM6, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | to);
 	p->foreign = rc && (to == ROOM_DECAP_IPV4) != (room == OVERLAY_ROOM4);
-	if (p->foreign && ctx->len < ETH_HLEN + OVERLAY_ROOM6 + OVERLAY_SHORT)
+	if (p->foreign && room == OVERLAY_ROOM6 && ctx->len < ETH_HLEN + OVERLAY_ROOM6 + OVERLAY_SHORT)
 		bpf_skb_change_tail(ctx, ETH_HLEN + OVERLAY_ROOM6 + OVERLAY_SHORT, 0);
 	if (rc && room == OVERLAY_ROOM4)
 		rc = bpf_skb_adjust_room(ctx, -OVERLAY_ROOM4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);

@@ -34,7 +34,7 @@ import (
 //	forget endpoint NAME | forget peer ADDR | forget MAP | forget ways-back
 //	socket tcp|udp ADDR:PORT           a socket of this host
 //	send PROGRAM [DEVICE] [mark=N] [priority=N] [gso=N] [forwarded] [complete] 'PACKET'
-//	want drop REASON | want peer|redirect|neigh|tunnel DEVICE ['PACKET'] | want stack|host|reply|toobig ['PACKET']
+//	want drop REASON | want peer|redirect|deliver|neigh|tunnel DEVICE ['PACKET'] | want stack|host|reply|toobig ['PACKET']
 //	flow drop|trace|verdict [FIELD=VALUE ...]      the next event of the last packet
 //	noflow                                         there is none left
 //	counter REASON DIRECTION PACKETS | rows MAP N | skb [mark=N] [priority=N]
