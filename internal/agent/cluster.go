@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -300,9 +301,7 @@ func (a *agent) clusterFigures() metrics.ClusterFigures {
 	for state, count := range n.Nodes {
 		f.Nodes[string(state)] = count
 	}
-	for why, count := range n.Reasons {
-		f.Addresses[why] = count
-	}
+	maps.Copy(f.Addresses, n.Reasons)
 	f.Addresses["programmed"] = n.Addresses
 	counts := a.store.Counts()
 	f.Refused = n.Refusals + counts["refused"] + a.identities.Refused()
