@@ -195,7 +195,7 @@ func TestRootTwoNodes(t *testing.T) {
 	two.kill()
 	two.start()
 	inKernel := func(at *testNode, addr string) bool {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		resp, err := at.ListIPs(ctx, &agentv1.ListIPsRequest{})
 		return err == nil && slices.ContainsFunc(resp.GetRows(), func(r *agentv1.Row) bool {

@@ -128,7 +128,7 @@ func TestRootNetns(t *testing.T) {
 		t.Errorf("the namespace was made anew: %v", err)
 	}
 	for range 2 { // the same address is free in another namespace
-		l, err := Listen(file, "127.0.0.1:0")
+		l, err := Listen(file, netip.AddrPortFrom(somewhere(), 0).String())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -41,7 +41,7 @@ func (l *Lab) grants(t *testing.T) string {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	resp, err := c.Get(ctx, "porin/ranges/v1/default/given/", clientv3.WithPrefix())
 	if err != nil {
@@ -137,7 +137,7 @@ outside: [{name: internet, addresses: [203.0.113.10]}]
 			}
 			return
 		}
-		waitFor(t, 30*time.Second, ok, stringer(func() string { return from + " does not reach " + to.String() }))
+		waitFor(t, 2*time.Minute, ok, stringer(func() string { return from + " does not reach " + to.String() }))
 	}
 	store4, store6, node2 := storeAddr(false), storeAddr(true), nodeAddr(1, false)
 	for _, c := range []struct {

@@ -109,7 +109,7 @@ func storeAbsent(l *lab, t *testing.T) {
 // storeClient speaks to the lab's store past its gate.
 func storeClient(l *lab, t *testing.T) *clientv3.Client {
 	t.Helper()
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix:///run/porin-lab/" + l.name + "/store/etcd.sock"}, DialTimeout: 10 * time.Second})
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix:///run/porin-lab/" + l.name + "/store/etcd.sock"}, DialTimeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func storeWiped(l *lab, t *testing.T) {
 	l.lab("store", "wipe")
 	c := storeClient(l, t)
 	eventually(t, 2*time.Minute, "records of both nodes, of five workloads and two health endpoints are in the store again", func() bool {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		nodes, err1 := c.Get(ctx, "porin/state/v1/default/nodes/", clientv3.WithPrefix(), clientv3.WithCountOnly())
 		addrs, err2 := c.Get(ctx, "porin/state/v1/default/addresses/", clientv3.WithPrefix(), clientv3.WithCountOnly())
