@@ -145,19 +145,24 @@ func nodeID(key string) uint64 {
 
 // place returns the underlay address by which this node reaches another, and expects its packets; the zero Addr if they
 // have no family in common.
-func (d *Datapath) place(n node.Node) bpf.Addr {
+func (d *Datapath) place(n node.Node) bpf.Addr { return d.placeFrom(d.ownPlaces(), n) }
+
+func (d *Datapath) placeFrom(own []netip.Addr, n node.Node) bpf.Addr {
+	_, to := node.Underlay(own, n.Addresses, d.cfg.Underlay)
+	return bpf.AddrFrom(to)
+}
+
+func (d *Datapath) ownPlaces() (own []netip.Addr) {
 	v4, v6, err := d.Underlay()
 	if err != nil {
 		d.log.Warn("addresses of this node on the underlay", "err", err)
 	}
-	var own []netip.Addr
 	for _, a := range []netip.Addr{v4, v6} {
 		if a.IsValid() {
 			own = append(own, a)
 		}
 	}
-	_, to := node.Underlay(own, n.Addresses, d.cfg.Underlay)
-	return bpf.AddrFrom(to)
+	return own
 }
 
 // ownAddresses returns the addresses that are a node itself: on the underlay, and that of porin_host in each pod range, the
@@ -176,15 +181,20 @@ func (d *Datapath) PutNodes(list []node.Node) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var errs error
+	own, ranges := d.ownPlaces(), map[netip.Prefix]bpf.Addr{}
 	for _, n := range list {
-		if err := d.putNode(n); err != nil {
+		place := d.placeFrom(own, n)
+		if err := d.putNode(n, place); err != nil {
 			errs = errors.Join(errs, fmt.Errorf("node %s: %w", n.Key(), d.noteFull(err)))
 		}
+		for _, cidr := range n.PodCIDRs {
+			ranges[cidr] = place
+		}
 	}
-	return errors.Join(errs, d.ensureNodeRoutes(), d.bumpEpoch())
+	return errors.Join(errs, d.noteFull(d.prefixes.putRanges(ranges)), d.ensureNodeRoutes(), d.bumpEpoch())
 }
 
-func (d *Datapath) putNode(n node.Node) error {
+func (d *Datapath) putNode(n node.Node, place bpf.Addr) error {
 	c := d.cluster
 	old, known := c.nodes[n.Key()]
 	c.nodes[n.Key()] = n
@@ -193,7 +203,6 @@ func (d *Datapath) putNode(n node.Node) error {
 			return err
 		}
 	}
-	place := d.place(n)
 	if place == (bpf.Addr{}) {
 		d.alarms.set("node "+n.Key(), fmt.Sprintf("node %s: no underlay address of a family that this node has: it cannot be reached", n.Key()))
 	} else {
@@ -232,11 +241,7 @@ func (d *Datapath) putNode(n node.Node) error {
 			return err
 		}
 	}
-	ranges := map[netip.Prefix]bpf.Addr{}
-	for _, cidr := range n.PodCIDRs {
-		ranges[cidr] = place
-	}
-	return d.prefixes.putRanges(ranges)
+	return nil
 }
 
 // dropNode removes what a node had and has no more; the zero now: all of it. Rows that are another node's by now stay.
