@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -205,4 +206,62 @@ func (l *Lab) edit(ctx context.Context, file string, data []byte, done string, d
 	}
 	l.tell.done(t0, "%s %s (revision %d)", file, done, rev)
 	return nil
+}
+
+// acquaintance is how long news of a workload may take to every node.
+const acquaintance = time.Minute
+
+// acquainted waits until every node knows every workload: what a lab shows then is not how fast news travel.
+func (l *Lab) acquainted(ctx context.Context) error {
+	if !l.spec.cluster() {
+		return nil
+	}
+	t0 := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, acquaintance)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for _, n := range l.places(kindNode) {
+		for {
+			missing, err := l.strangers(ctx, n)
+			if err != nil {
+				return err
+			}
+			if len(missing) == 0 {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%s does not know %s after %s: %w", n.Name, strings.Join(missing, ", "), acquaintance, ctx.Err())
+			case <-tick.C:
+			}
+		}
+	}
+	l.tell.done(t0, "%d nodes know all workloads", len(l.places(kindNode)))
+	return nil
+}
+
+// strangers are the workloads' addresses that a node does not know.
+func (l *Lab) strangers(ctx context.Context, n place) (missing []string, err error) {
+	known := map[string]bool{}
+	err = withAgent(n, func(c agentv1.AgentClient) error {
+		t, err := c.ListIPs(ctx, &agentv1.ListIPsRequest{})
+		for _, r := range t.GetRows() {
+			if cells := r.GetCells(); len(cells) > 0 {
+				known[cells[0]] = true
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range l.places(kindWorkload) {
+		for _, a := range w.Addrs {
+			if !known[a.String()] && !known[netip.PrefixFrom(a, a.BitLen()).String()] {
+				missing = append(missing, w.Name+" "+a.String())
+			}
+		}
+	}
+	return missing, nil
 }

@@ -217,6 +217,9 @@ func (l *Lab) build(ctx context.Context) error {
 	if err := l.attachAll(ctx, pods); err != nil {
 		return err
 	}
+	if err := l.acquainted(ctx); err != nil {
+		return err
+	}
 	if err := l.writeHosts(); err != nil {
 		return err
 	}
