@@ -5,6 +5,10 @@
 //
 //	porin/state/v1/<cluster>/nodes/<node>               JSON    leased: the node's record
 //	porin/state/v1/<cluster>/addresses/<node>/<address> JSON    leased: who has an address
+//	porin/ranges/v1/<cluster>/request/<node>            JSON    leased: the node asks for ranges
+//	porin/ranges/v1/<cluster>/given/<node>              JSON    permanent until the node has been gone for long
+//	porin/ranges/v1/<cluster>/prefix/<prefix>           node    permanent: makes a range unique
+//	porin/leader/v1/operator/<cluster>/<lease>          name    leased: candidates, the oldest leads
 //	porin/identities/v1/id/<number>              label set      permanent until collected
 //	porin/identities/v1/value/<label set>/       number         permanent until collected: makes the set's number unique
 //	porin/identities/v1/value/<label set>/<node> number         leased: the node uses it
