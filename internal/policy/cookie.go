@@ -1,6 +1,9 @@
 package policy
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+)
 
 // ruleList is a set of rules under construction: the sum of their ids names it whatever the order.
 type ruleList struct {
@@ -26,6 +29,10 @@ func (l ruleList) cookie() Cookie {
 	return max(Cookie(x^x>>32), 1)
 }
 
+// maxNamed is how many rules of a list are remembered. Ten thousand rules that overlap differently at each port would be lists
+// of 400 MB.
+const maxNamed = 256
+
 // cookies remembers which rules a cookie stands for. Two lists may share a cookie, one pair in 2^32: then both are
 // shown. So a cookie depends on its rules alone, and neither order nor restarts change it.
 type cookies struct {
@@ -36,12 +43,14 @@ type cookies struct {
 
 type ruleSet struct {
 	sum  uint64
-	ids  []uint64
+	ids  []uint64  // the lowest ones, so that they do not depend on the order either
+	n    int       // rules in all
 	old  bool      // nobody used it at the last sweep
 	more []ruleSet // other lists with the same cookie
 }
 
-// keep returns the cookie of a list, and room for its ids if it is new: the caller fills it.
+// keep returns the cookie of a list, and room for its ids if it is new: the caller fills it, with the lowest ones if it is
+// too small for all.
 func (c *cookies) keep(l ruleList) (k Cookie, room []uint64) {
 	k = l.cookie()
 	s, known := c.lists[k]
@@ -53,12 +62,13 @@ func (c *cookies) keep(l ruleList) (k Cookie, room []uint64) {
 			return k, nil
 		}
 	}
-	if cap(c.slab)-len(c.slab) < l.n {
-		c.slab = make([]uint64, 0, max(1024, l.n))
+	size := min(l.n, maxNamed)
+	if cap(c.slab)-len(c.slab) < size {
+		c.slab = make([]uint64, 0, 1024)
 	}
-	room = c.slab[len(c.slab) : len(c.slab)+l.n : len(c.slab)+l.n]
-	c.slab = c.slab[:len(c.slab)+l.n]
-	n := ruleSet{sum: l.sum, ids: room}
+	room = c.slab[len(c.slab) : len(c.slab)+size : len(c.slab)+size]
+	c.slab = c.slab[:len(c.slab)+size]
+	n := ruleSet{sum: l.sum, ids: room, n: l.n}
 	if known {
 		s.more = append(s.more, n)
 	} else {
@@ -68,6 +78,26 @@ func (c *cookies) keep(l ruleList) (k Cookie, room []uint64) {
 	return k, room
 }
 
+// lowest fills ids with the lowest numbers that it is given.
+type lowest struct {
+	ids []uint64
+	n   int
+}
+
+func (l *lowest) add(id uint64) {
+	if l.n == len(l.ids) && id >= l.ids[l.n-1] {
+		return
+	}
+	at, _ := slices.BinarySearch(l.ids[:l.n], id)
+	if l.n < len(l.ids) {
+		l.n++
+	}
+	if at < l.n {
+		copy(l.ids[at+1:l.n], l.ids[at:])
+		l.ids[at] = id
+	}
+}
+
 // name returns the cookie of rules that are no statements.
 func (c *cookies) name(rules ...*rule) Cookie {
 	var l ruleList
@@ -75,8 +105,11 @@ func (c *cookies) name(rules ...*rule) Cookie {
 		l.add(r.id)
 	}
 	k, room := c.keep(l)
-	for i := range room {
-		room[i] = rules[i].id
+	if room != nil {
+		to := lowest{ids: room}
+		for _, r := range rules {
+			to.add(r.id)
+		}
 	}
 	return k
 }
@@ -94,6 +127,10 @@ func (c *cookies) explain(k Cookie) []RuleRef {
 	for _, s := range append([]ruleSet{first}, first.more...) {
 		for _, id := range s.ids {
 			out = append(out, c.refs[id])
+		}
+		if more := s.n - len(s.ids); more > 0 {
+			name := fmt.Sprintf("and %d more", more)
+			out = append(out, RuleRef{Policy: Ref{Kind: KindPorin, Name: name}, Spec: -1, Index: -1, Direction: out[len(out)-1].Direction})
 		}
 	}
 	slices.SortFunc(out, compareRefs)

@@ -56,6 +56,10 @@ func (e *Engine) judge(subject, peer *identity.Identity, own []NamedPort, d verd
 		return PortVerdict{Action: verdict.Allow, Cookie: e.cookies.name(e.implicit[d].outside)}
 	}
 	r := e.prepare(e.plan(subject, groups, d, own))
+	if e.tooLarge(r) != nil {
+		v, _ := e.overflow(r).Lookup(proto, port)
+		return v
+	}
 	list := e.start(r)
 	for i, s := range r.selections {
 		if s.matches(peer, &e.cfg) {

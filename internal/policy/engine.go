@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -39,7 +40,7 @@ type Config struct {
 }
 
 // ErrTooLarge: a subject needs more rows than Config.MaxRows. Rules for everyone count once for each class of peers that
-// other rules name, so few rules can ask for very many rows.
+// other rules name, so few rules can ask for very many rows; and rules that overlap in ever new ways ask for much work.
 var ErrTooLarge = errors.New("policy too large")
 
 // Engine resolves policies and identities into subjects. Safe for concurrent use; but a caller that applies what it
@@ -236,41 +237,45 @@ func (e *Engine) UpdateIdentities(add []identity.Identity, del []identity.ID) []
 }
 
 // changes collects patches by subject.
-type changes map[*resolved]*Patch
+type changes map[*resolved]*change
 
-func (c changes) of(r *resolved) *Patch {
-	p, ok := c[r]
+type change struct {
+	put map[identity.ID]*Table
+	del map[identity.ID]bool
+}
+
+func (c changes) of(r *resolved) *change {
+	have, ok := c[r]
 	if !ok {
-		p = &Patch{Subject: r.key}
-		c[r] = p
+		have = &change{map[identity.ID]*Table{}, map[identity.ID]bool{}}
+		c[r] = have
 	}
-	return p
+	return have
 }
 
 func (c changes) put(r *resolved, id identity.ID, t *Table) {
-	p := c.of(r)
-	if p.Put == nil {
-		p.Put = map[identity.ID]*Table{}
-	}
-	p.Put[id] = t
-	if i := slices.Index(p.Delete, id); i >= 0 {
-		p.Delete = slices.Delete(p.Delete, i, i+1)
-	}
+	to := c.of(r)
+	to.put[id] = t
+	delete(to.del, id)
 }
 
 func (c changes) del(r *resolved, id identity.ID) {
-	p := c.of(r)
-	delete(p.Put, id)
-	if !slices.Contains(p.Delete, id) {
-		p.Delete = append(p.Delete, id)
-	}
+	to := c.of(r)
+	delete(to.put, id)
+	to.del[id] = true
 }
 
 func (c changes) patches() []Patch {
 	out := make([]Patch, 0, len(c))
-	for _, p := range c {
-		slices.Sort(p.Delete)
-		out = append(out, *p)
+	for r, what := range c {
+		p := Patch{Subject: r.key, Put: what.put}
+		if len(what.put) == 0 {
+			p.Put = nil
+		}
+		if len(what.del) > 0 {
+			p.Delete = slices.Sorted(maps.Keys(what.del))
+		}
+		out = append(out, p)
 	}
 	slices.SortFunc(out, func(a, b Patch) int { return strings.Compare(string(a.Subject), string(b.Subject)) })
 	return out

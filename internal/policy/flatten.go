@@ -38,6 +38,9 @@ type flattener struct {
 
 	proto uint8 // of the current piece
 	port  int   // its first; -1: every port of proto; -2: every protocol
+
+	work, limit int  // statements and ports looked at for this table, and how many may be
+	over        bool // it was more: the rows are worth nothing
 }
 
 // level sums up the statements in force of one tier and priorities.
@@ -57,7 +60,7 @@ type event struct {
 
 // table flattens sts. No statement may be there twice.
 func (f *flattener) table(sts []*statement) []Row {
-	f.all, f.rows, f.active = f.all[:0], f.rows[:0], f.active[:0]
+	f.all, f.rows, f.active, f.work, f.over = f.all[:0], f.rows[:0], f.active[:0], 0, false
 	for _, s := range sts {
 		if s.views = f.counts(s); s.views != 0 {
 			f.all = append(f.all, s)
@@ -214,11 +217,11 @@ func (f *flattener) cookie(l *level, view int, e Effect) Cookie {
 	if room == nil {
 		return k
 	}
-	n := 0
+	f.work += len(f.active)
+	to := lowest{ids: room}
 	for _, s := range f.active {
 		if f.levels[s.level].order == l.order && s.effect == e && s.views>>view&1 != 0 {
-			room[n] = s.id
-			n++
+			to.add(s.id)
 		}
 	}
 	return k
@@ -246,6 +249,9 @@ func (f *flattener) allow(l *level, view int) PortVerdict {
 	return out
 }
 
+// partWork is what it costs to put one element into a set, in statements looked at.
+const partWork = 128
+
 // elements collects the elements of the statements that allow the current piece; false: one of them allows everything.
 func (f *flattener) elements(l *level, view int) bool {
 	f.parts = f.parts[:0]
@@ -262,7 +268,9 @@ func (f *flattener) elements(l *level, view int) bool {
 			}
 			f.parts = append(f.parts, l7part{&s.rule, s.sums[i], p.L7})
 		}
+		f.work += len(s.ports)
 	}
+	f.work += partWork * len(f.parts)
 	return true
 }
 
@@ -305,7 +313,9 @@ func (f *flattener) protocols(base PortVerdict) {
 		if general != base {
 			f.rows = append(f.rows, Row{Proto: proto, AnyPort: true, Verdict: general})
 		}
-		f.pieces(proto, general)
+		if f.pieces(proto, general); f.over {
+			return
+		}
 		for len(f.active) > common {
 			f.leave(f.active[len(f.active)-1])
 		}
@@ -343,6 +353,9 @@ func (f *flattener) pieces(proto uint8, general PortVerdict) {
 		last := f.events[i].port - 1
 		f.port = int(port)
 		v := f.judge()
+		if f.over = f.work > f.limit; f.over {
+			return
+		}
 		if v == general {
 			gap = true // the general verdict: no row
 			continue

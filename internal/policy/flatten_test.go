@@ -72,7 +72,7 @@ func TestFlatten(t *testing.T) {
 	for range 4000 {
 		c := cookies{lists: map[Cookie]ruleSet{}, refs: map[uint64]RuleRef{}}
 		isolated := g.chance(60)
-		f := flattener{cookies: &c, nothing: PortVerdict{Cookie: c.name(&rule{id: 8888})}, met: [2]bool{true, true}}
+		f := flattener{cookies: &c, nothing: PortVerdict{Cookie: c.name(&rule{id: 8888})}, met: [2]bool{true, true}, limit: 1 << 30}
 		if f.views[0] = (view{silence: f.nothing, normal: true}); !isolated {
 			f.nothing.Cookie = 0
 			f.views[0] = view{silence: PortVerdict{Action: verdict.Allow, Cookie: c.name(&rule{id: 9999})}}

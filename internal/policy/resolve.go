@@ -30,6 +30,7 @@ type resolved struct {
 	snapshot   weak.Pointer[Subject]
 	small      *Subject // keeps the snapshot, unless it is big
 	rows       int      // of the tables made
+	work       int      // done for those of one change
 	pending    []int32  // scratch of addIdentity
 }
 
@@ -133,7 +134,11 @@ func (e *Engine) subject(p plan) (*Subject, error) {
 	r, ok := e.resolved[p.key]
 	if !ok {
 		r = e.prepare(p)
-		if err := e.resolve(r); err != nil {
+		err := e.tooLarge(r)
+		if err == nil {
+			err = e.resolve(r)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("%s: %w", p.direction, err)
 		}
 		e.keep(r)
@@ -215,8 +220,9 @@ func (e *Engine) resolve(r *resolved) error {
 		c := sc.class[m]
 		n := &sc.nodes[c]
 		if n.table == nil {
-			if e.nodeTable(r, c); r.rows > e.cfg.MaxRows {
-				return fmt.Errorf("%w: more than %d verdict rows for %d rules", ErrTooLarge, e.cfg.MaxRows, len(r.statements))
+			e.nodeTable(r, c)
+			if err := e.tooLarge(r); err != nil {
+				return err
 			}
 		}
 		if n.table != r.other {
@@ -276,20 +282,34 @@ func (e *Engine) classTable(r *resolved, held []int32, ports []NamedPort) *Table
 		e.met(r, i)
 	}
 	e.scratch.list = list
+	r.work = 0 // of this table alone: peers come and go for as long as the subject is in use
 	t := e.flatten(r, list, ports)
 	if r.rows > e.cfg.MaxRows { // some of those rows may be gone: count what is there
 		r.rows = r.count() + len(t.Rows)
 	}
 	if r.rows > e.cfg.MaxRows {
 		r.rows -= len(t.Rows)
-		k := e.cookies.name(e.implicit[r.direction].overflow)
-		t = e.tables.intern([]Row{{AnyPort: true, Verdict: PortVerdict{Action: verdict.Deny, ExplicitDeny: true, Cookie: k}}})
+		t = e.overflow(r)
 	}
 	if r.classes == nil || len(r.classes) >= 4096 {
 		r.classes = map[string]*Table{}
 	}
 	r.classes[string(key)] = t
 	return t
+}
+
+// tooLarge tells that the tables made for r, or the work on them, went beyond the limit.
+func (e *Engine) tooLarge(r *resolved) error {
+	if r.rows <= e.cfg.MaxRows {
+		return nil
+	}
+	return fmt.Errorf("%w: %d rules make more than %d verdict rows, or overlap too much; give them fewer ports and ranges, or fewer sets of peers", ErrTooLarge, len(r.statements), e.cfg.MaxRows)
+}
+
+// overflow is the table of those for whom there was no room: denied.
+func (e *Engine) overflow(r *resolved) *Table {
+	k := e.cookies.name(e.implicit[r.direction].overflow)
+	return e.tables.intern([]Row{{AnyPort: true, Verdict: PortVerdict{Action: verdict.Deny, ExplicitDeny: true, Cookie: k}}})
 }
 
 // start begins the list of a class's statements.
@@ -318,6 +338,10 @@ func (e *Engine) met(r *resolved, selection int32) {
 	}
 }
 
+// workPerRow: rules may overlap so that few rows cost very much. As many statements and ports as this for each row of the
+// limit may be looked at for one subject: seconds, and not minutes.
+const workPerRow = 64
+
 // flatten makes the table of a class from its statements; ports are those that its members have by name.
 func (e *Engine) flatten(r *resolved, list []*statement, ports []NamedPort) *Table {
 	if r.names != nil {
@@ -331,7 +355,13 @@ func (e *Engine) flatten(r *resolved, list []*statement, ports []NamedPort) *Tab
 	for v := range f.met {
 		f.met[v] = e.scratch.met[v] == r.views[v].needs
 	}
+	f.limit = workPerRow*e.cfg.MaxRows - r.work
 	rows := f.table(list)
+	r.work += f.work
+	if f.over { // half a table would not say what the rules say
+		r.rows = e.cfg.MaxRows + 1
+		return e.overflow(r)
+	}
 	r.rows += len(rows)
 	return e.tables.intern(rows)
 }
