@@ -178,12 +178,12 @@ func TestNearestOfTheWholeLanguage(t *testing.T) {
 			t.Errorf("%s -> %s %s: nothing near; %s", c.from, c.to, c.port, w.whyNone(from, to, ps[0]))
 			continue
 		}
-		texts := ""
+		var texts strings.Builder
 		for _, e := range miss.Edits {
-			texts += e.Text + "\n"
+			texts.WriteString(e.Text + "\n")
 		}
-		if miss.Gives != c.gives || !strings.Contains(texts, c.edit) {
-			t.Errorf("%s -> %s %s: %s by\n%swant %s", c.from, c.to, c.port, miss.Gives, texts, c.edit)
+		if miss.Gives != c.gives || !strings.Contains(texts.String(), c.edit) {
+			t.Errorf("%s -> %s %s: %s by\n%swant %s", c.from, c.to, c.port, miss.Gives, texts.String(), c.edit)
 		}
 		if after := w.Ask(from, to, ps[0]); after.Action != before.Action {
 			t.Errorf("%s -> %s %s: the search left %v behind", c.from, c.to, c.port, after)
@@ -272,14 +272,14 @@ func TestNamesOfRules(t *testing.T) {
 		addr string
 		want string
 	}{{"203.0.113.10", "fqdn:api.example.com."}, {"203.0.113.20", "fqdn:**.example.net."}, {"198.51.100.7", ""}} {
-		got := ""
+		var got strings.Builder
 		for _, l := range wholeEnd(t, w, c.addr).Identity.Labels.Strings() {
 			if strings.HasPrefix(l, "fqdn:") {
-				got += l
+				got.WriteString(l)
 			}
 		}
-		if got != c.want {
-			t.Errorf("%s: %q, want %q", c.addr, got, c.want)
+		if got.String() != c.want {
+			t.Errorf("%s: %q, want %q", c.addr, got.String(), c.want)
 		}
 	}
 }
