@@ -188,7 +188,34 @@ func (s Selector) Requirements() []Requirement { return s.reqs }
 
 // And returns a selector that wants what s wants and reqs too.
 func (s Selector) And(reqs ...Requirement) (Selector, error) {
-	return NewSelector(append(slices.Clone(s.reqs), reqs...)...)
+	if len(reqs) != 1 || len(reqs[0].Values) > 1 || reqs[0].Source == SourceAny {
+		return NewSelector(append(slices.Clone(s.reqs), reqs...)...)
+	}
+	r := reqs[0]
+	if err := r.check(); err != nil {
+		return Selector{}, err
+	}
+	r.Values = slices.Clone(r.Values)
+	text := r.String()
+	if s.text == "" {
+		return Selector{[]Requirement{r}, text}, nil
+	}
+	at, from := 0, 0 // of the first condition that comes later
+	for rest, more := s.text, true; more; at++ {
+		var one string
+		if one, rest, more = cutCondition(rest); one == text {
+			return s, nil
+		} else if one > text {
+			break
+		}
+		from += len(one) + len(",")
+	}
+	out := make([]Requirement, 0, len(s.reqs)+1)
+	out = append(append(append(out, s.reqs[:at]...), r), s.reqs[at:]...)
+	if at == len(s.reqs) {
+		return Selector{out, s.text + "," + text}, nil
+	}
+	return Selector{out, s.text[:from] + text + "," + s.text[from:]}, nil
 }
 
 // String returns the canonical text: equal for selectors that were written differently but are the same, and readable

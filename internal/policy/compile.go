@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"porin/internal/verdict"
@@ -14,14 +15,20 @@ import (
 
 // rule is what a verdict can name.
 type rule struct {
-	ref RuleRef
+	ref *RuleRef
 	id  uint64 // hash of what names it - not of where its file is, nor of what it says: it outlives restarts and moves
 }
 
-func newRule(ref RuleRef) *rule {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %d %d %d %t", ref.Policy.Kind, ref.Policy.Namespace, ref.Policy.Name, ref.Spec,
-		ref.Index, ref.Direction, ref.Deny))
-	return &rule{ref, binary.BigEndian.Uint64(sum[:])}
+func newRule(ref RuleRef) rule {
+	b := make([]byte, 0, 256)
+	for _, s := range []string{ref.Policy.Kind, ref.Policy.Namespace, ref.Policy.Name} {
+		b = append(strconv.AppendQuote(b, s), ' ')
+	}
+	for _, n := range []int{ref.Spec, ref.Index, int(ref.Direction)} {
+		b = append(strconv.AppendInt(b, int64(n), 10), ' ')
+	}
+	sum := sha256.Sum256(strconv.AppendBool(b, ref.Deny))
+	return rule{&ref, binary.BigEndian.Uint64(sum[:])}
 }
 
 // statement is one entry of a policy, ready to be resolved.
@@ -46,7 +53,7 @@ type statement struct {
 // compiled is a rule of a policy in force: whom it selects and its statements in both directions.
 type compiled struct {
 	subject selector
-	parts   [3]part // by direction
+	parts   [3]*part // by direction; nil: says nothing
 	digest  [16]byte
 }
 
@@ -60,13 +67,13 @@ type part struct {
 
 // isolator denies what is not allowed.
 type isolator struct {
-	*rule
+	rule
 	audit bool
 	last  bool // after the Baseline tier, not before it
 }
 
 func (p *part) empty() bool {
-	return len(p.statements) == 0 && p.isolates == nil && len(p.requires) == 0
+	return p == nil || len(p.statements) == 0 && p.isolates == nil && len(p.requires) == 0
 }
 
 const entryBits = 24
@@ -85,9 +92,7 @@ func (e *Engine) compile(p *Policy, r *Rule) *compiled {
 		c.subject = nodeSelector(r.Subject, true)
 	}
 	for _, d := range []verdict.Direction{verdict.Ingress, verdict.Egress} {
-		sec, part := r.Section(d), &c.parts[d]
-		part.audit = r.Audit
-		h := sha256.New()
+		sec, part := r.Section(d), &part{audit: r.Audit}
 		for _, deny := range []bool{true, false} {
 			list := sec.Allow
 			if deny {
@@ -107,9 +112,6 @@ func (e *Engine) compile(p *Policy, r *Rule) *compiled {
 		for _, entry := range sec.Pass {
 			e.entry(p, r, part, d, EffectPass, entry)
 		}
-		for _, st := range part.statements {
-			st.digest(h.Write)
-		}
 		if sec.Isolates() {
 			part.isolates = &isolator{
 				rule: newRule(RuleRef{
@@ -118,16 +120,34 @@ func (e *Engine) compile(p *Policy, r *Rule) *compiled {
 				}),
 				audit: r.Audit, last: r.Tier > TierNormal,
 			}
-			e.cookies.know(part.isolates.rule)
-			fmt.Fprintf(h, "isolates %d %t", part.isolates.id, part.isolates.last)
+			e.cookies.know(&part.isolates.rule)
+		}
+		if part.empty() {
+			continue
+		}
+		c.parts[d] = part
+		b := e.scratch.bytes[:0]
+		for _, st := range part.statements {
+			b = st.digest(b)
+		}
+		if i := part.isolates; i != nil {
+			b = fmt.Appendf(b, "isolates %d %t", i.id, i.last)
 		}
 		for _, s := range part.requires {
-			fmt.Fprintf(h, "requires %d %s", len(s.key), s.key)
+			b = fmt.Appendf(b, "requires %d %s", len(s.key), s.key)
 		}
-		fmt.Fprintf(h, "audit %t", r.Audit)
-		copy(part.digest[:], h.Sum(nil))
+		b = fmt.Appendf(b, "audit %t", r.Audit)
+		e.scratch.bytes = b
+		sum := sha256.Sum256(b)
+		copy(part.digest[:], sum[:])
 	}
-	whole := sha256.Sum256(append(c.parts[verdict.Ingress].digest[:], c.parts[verdict.Egress].digest[:]...))
+	var both [32]byte
+	for i, d := range []verdict.Direction{verdict.Ingress, verdict.Egress} {
+		if c.parts[d] != nil {
+			copy(both[16*i:], c.parts[d].digest[:])
+		}
+	}
+	whole := sha256.Sum256(both[:])
 	copy(c.digest[:], whole[:])
 	return c
 }
@@ -142,7 +162,7 @@ func (e *Engine) entry(p *Policy, r *Rule, part *part, d verdict.Direction, effe
 		return
 	}
 	st := &statement{
-		rule: *newRule(RuleRef{
+		rule: newRule(RuleRef{
 			Policy: p.Ref, Spec: r.Spec, Index: entry.Index, Direction: d, Deny: effect == EffectDeny, File: p.File,
 			Line: entry.Line, Description: cmp.Or(entry.Name, r.Description),
 		}),
@@ -221,9 +241,9 @@ func (e *Engine) peers(st *statement, p *Peers, namespace string) {
 	}
 }
 
-// digest writes everything that the statement decides.
-func (st *statement) digest(write func([]byte) (int, error)) {
-	b := binary.BigEndian.AppendUint64(nil, st.id)
+// digest appends everything that the statement decides.
+func (st *statement) digest(b []byte) []byte {
+	b = binary.BigEndian.AppendUint64(b, st.id)
 	b = binary.BigEndian.AppendUint64(b, st.order)
 	b = append(b, byte(st.effect), byte(b2i(st.all)), byte(b2i(st.audit)))
 	b = binary.BigEndian.AppendUint32(b, uint32(len(st.peers)))
@@ -242,7 +262,7 @@ func (st *statement) digest(write func([]byte) (int, error)) {
 			b = append(b, st.sums[i][:]...)
 		}
 	}
-	_, _ = write(binary.BigEndian.AppendUint32(b, uint32(len(st.ports))))
+	return binary.BigEndian.AppendUint32(b, uint32(len(st.ports)))
 }
 
 func b2i(b bool) int {

@@ -37,7 +37,7 @@ const maxNamed = 256
 // shown. So a cookie depends on its rules alone, and neither order nor restarts change it.
 type cookies struct {
 	lists map[Cookie]ruleSet
-	refs  map[uint64]RuleRef // newest by id; deleted rules stay while a list names them
+	refs  map[uint64]*RuleRef // newest by id; deleted rules stay while a list names them
 	slab  []uint64           // ids are cut from here
 }
 
@@ -117,6 +117,13 @@ func (c *cookies) name(rules ...*rule) Cookie {
 // know makes a rule one that explain can name.
 func (c *cookies) know(r *rule) { c.refs[r.id] = r.ref }
 
+func (c *cookies) ref(id uint64) RuleRef {
+	if r := c.refs[id]; r != nil {
+		return *r
+	}
+	return RuleRef{}
+}
+
 // explain returns the rules that the cookie stands for, in order.
 func (c *cookies) explain(k Cookie) []RuleRef {
 	var out []RuleRef
@@ -126,7 +133,7 @@ func (c *cookies) explain(k Cookie) []RuleRef {
 	}
 	for _, s := range append([]ruleSet{first}, first.more...) {
 		for _, id := range s.ids {
-			out = append(out, c.refs[id])
+			out = append(out, c.ref(id))
 		}
 		if more := s.n - len(s.ids); more > 0 {
 			name := fmt.Sprintf("and %d more", more)

@@ -96,15 +96,15 @@ func NewEngine(cfg Config) *Engine {
 		l7:         l7sets{byID: map[uint32]*l7set{}},
 		resolved:   map[SubjectKey]*resolved{},
 		tables:     tables{bySum: map[sum]*Table{}},
-		cookies:    cookies{lists: map[Cookie]ruleSet{}, refs: map[uint64]RuleRef{}},
+		cookies:    cookies{lists: map[Cookie]ruleSet{}, refs: map[uint64]*RuleRef{}},
 	}
 	e.flat.cookies, e.flat.l7 = &e.cookies, &e.l7
 	for _, d := range []verdict.Direction{verdict.Ingress, verdict.Egress} {
 		named := func(name string) *rule {
 			r := newRule(RuleRef{Policy: Ref{Kind: KindPorin, Name: name}, Spec: -1, Index: -1, Direction: d})
-			e.cookies.know(r)
-			e.own = append(e.own, r)
-			return r
+			e.cookies.know(&r)
+			e.own = append(e.own, &r)
+			return &r
 		}
 		im := &e.implicit[d]
 		im.open, im.never = named("no policy isolates it"), named("enforcement never: rules are ignored")
@@ -125,7 +125,7 @@ func NewEngine(cfg Config) *Engine {
 func (e *Engine) UpdatePolicies(put []*Policy, del []Ref) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	todo, moved := map[Ref]bool{}, []reference{}
+	todo, moved := make(map[Ref]bool, len(put)+len(del)), []reference{}
 	for _, ref := range del {
 		moved = append(moved, e.docs.remove(e.policies[ref])...)
 		e.docs.await(ref, nil)
@@ -164,9 +164,12 @@ func (e *Engine) UpdatePolicies(put []*Policy, del []Ref) {
 func (e *Engine) deleteRules(list []*compiled) {
 	for _, c := range list {
 		e.subjects.remove(c)
-		for d := range c.parts {
-			e.release(c.parts[d].requires)
-			for _, st := range c.parts[d].statements {
+		for _, part := range c.parts {
+			if part == nil {
+				continue
+			}
+			e.release(part.requires)
+			for _, st := range part.statements {
 				e.release(st.peers)
 			}
 		}

@@ -41,9 +41,8 @@ func is(i *identity.Identity, id identity.ID) bool {
 	if i.ID == id || id == identity.RemoteNode && i.ID>>24 == remoteNodes {
 		return true
 	}
-	name := strings.TrimPrefix(id.String(), "reserved:")
-	for _, l := range i.Labels {
-		if l.Source == labels.SourceReserved && l.Key == name {
+	for k := range i.Labels {
+		if l := &i.Labels[k]; l.Source == labels.SourceReserved && "reserved:"+l.Key == id.String() {
 			return true
 		}
 	}
@@ -70,9 +69,9 @@ func inEntity(i *identity.Identity, name string, cfg *Config) bool {
 	case "cluster-mesh":
 		return isWorkload(i) || inCluster(i)
 	}
-	for _, r := range identity.Reserved() {
-		if r.ID.String() == "reserved:"+name {
-			return is(i, r.ID)
+	for id := identity.Host; id <= identity.WorldIPv6; id++ {
+		if strings.TrimPrefix(id.String(), "reserved:") == name {
+			return is(i, id)
 		}
 	}
 	return false

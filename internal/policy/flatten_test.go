@@ -70,7 +70,7 @@ func naive(sts []*statement, isolated bool, proto uint8, port uint16) (action ve
 func TestFlatten(t *testing.T) {
 	g := seed(t)
 	for range 4000 {
-		c := cookies{lists: map[Cookie]ruleSet{}, refs: map[uint64]RuleRef{}}
+		c := cookies{lists: map[Cookie]ruleSet{}, refs: map[uint64]*RuleRef{}}
 		isolated := g.chance(60)
 		f := flattener{cookies: &c, nothing: PortVerdict{Cookie: c.name(&rule{id: 8888})}, met: [2]bool{true, true}, limit: 1 << 30}
 		if f.views[0] = (view{silence: f.nothing, normal: true}); !isolated {

@@ -2,8 +2,6 @@ package policy
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"maps"
 	"slices"
 	"strings"
 
@@ -15,9 +13,10 @@ import (
 type group struct {
 	key     string
 	subject selector
-	rules   map[*compiled]bool
-	parts   [3]groupPart // sorted by content, so that what is made of them does not depend on the order of changes
-	stale   bool         // parts are to be made anew
+	at      int // where byLabel has it
+	rules   []*compiled
+	parts   [3]*groupPart // sorted by content, so that what is made of them does not depend on the order of changes; nil: says nothing
+	stale   bool          // parts are to be made anew
 }
 
 // groupPart is what the rules of a group say in one direction, together.
@@ -29,7 +28,6 @@ type groupPart struct {
 	audit      bool     // some of it only reports
 	views      uint8    // those in which it isolates, or may deny in the Baseline tier, as bits
 	digest     sum
-	empty      bool
 }
 
 // requirement narrows what is allowed to the peers that a selection holds.
@@ -48,20 +46,19 @@ func (x *subjects) add(c *compiled) {
 	key := c.subject.key()
 	g, ok := x.byKey[key]
 	if !ok {
-		g = &group{key: key, subject: c.subject, rules: map[*compiled]bool{}}
+		g = &group{key: key, subject: c.subject}
 		x.byKey[key] = g
-		x.byLabel.add(g.subject.Selector, g)
+		g.at = x.byLabel.add(g.subject.Selector, g)
 	}
-	g.rules[c], g.stale = true, true
+	g.rules, g.stale = append(g.rules, c), true
 }
 
 func (x *subjects) remove(c *compiled) {
 	g := x.byKey[c.subject.key()]
-	delete(g.rules, c)
-	g.stale = true
+	g.rules, g.stale = without(g.rules, c), true
 	if len(g.rules) == 0 {
 		delete(x.byKey, g.key)
-		x.byLabel.remove(g.subject.Selector, g)
+		x.byLabel.remove(g.subject.Selector, g, g.at)
 	}
 }
 
@@ -77,21 +74,22 @@ func (x *subjects) selecting(id *identity.Identity) []*group {
 	return slices.Compact(out) // one may come by several labels
 }
 
-// part returns what the group says in a direction.
+// part returns what the group says in a direction; nil: nothing.
 func (g *group) part(d verdict.Direction) *groupPart {
 	if g.stale {
-		g.parts, g.stale = [3]groupPart{}, false
-		rules := slices.SortedFunc(maps.Keys(g.rules), func(a, b *compiled) int { return bytes.Compare(a.digest[:], b.digest[:]) })
+		g.parts, g.stale = [3]*groupPart{}, false
+		slices.SortFunc(g.rules, func(a, b *compiled) int { return bytes.Compare(a.digest[:], b.digest[:]) })
 		for _, d := range []verdict.Direction{verdict.Ingress, verdict.Egress} {
-			p := &g.parts[d]
-			p.empty = true
-			h := sha256.New()
-			for _, c := range rules {
-				part := &c.parts[d]
-				if part.empty() {
+			var p *groupPart
+			var digests []byte
+			for _, c := range g.rules {
+				part := c.parts[d]
+				if part == nil {
 					continue
 				}
-				p.empty = false
+				if p == nil {
+					p = &groupPart{}
+				}
 				p.audit = p.audit || part.audit
 				p.statements = append(p.statements, part.statements...)
 				counts := uint8(2) | uint8(b2i(!part.audit))
@@ -115,10 +113,13 @@ func (g *group) part(d verdict.Direction) *groupPart {
 						}
 					}
 				}
-				h.Write(part.digest[:])
+				digests = append(digests, part.digest[:]...)
 			}
-			copy(p.digest[:], h.Sum(nil))
+			if p != nil {
+				p.digest = hash(digests)
+				g.parts[d] = p
+			}
 		}
 	}
-	return &g.parts[d]
+	return g.parts[d]
 }

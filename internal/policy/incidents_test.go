@@ -395,8 +395,8 @@ func TestForgotten(t *testing.T) {
 
 // TestCookieCollision: two lists of rules with one cookie are both shown; none hides the other.
 func TestCookieCollision(t *testing.T) {
-	c := cookies{lists: map[Cookie]ruleSet{}, refs: map[uint64]RuleRef{}}
-	a, b := &rule{id: 1, ref: RuleRef{Policy: Ref{Name: "a"}}}, &rule{id: 2, ref: RuleRef{Policy: Ref{Name: "b"}}}
+	c := cookies{lists: map[Cookie]ruleSet{}, refs: map[uint64]*RuleRef{}}
+	a, b := &rule{id: 1, ref: &RuleRef{Policy: Ref{Name: "a"}}}, &rule{id: 2, ref: &RuleRef{Policy: Ref{Name: "b"}}}
 	c.know(a)
 	c.know(b)
 	k := c.name(a)

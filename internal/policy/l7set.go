@@ -109,7 +109,7 @@ func (e *Engine) L7(id uint32) (L7Set, bool) {
 	out := L7Set{ID: id}
 	for _, p := range s.parts {
 		out.Parser = cmp.Or(out.Parser, p.l7.Parser)
-		out.Rules = append(out.Rules, L7Rule{Rule: p.rule.ref, Cookie: e.cookies.name(p.rule), L7: p.l7})
+		out.Rules = append(out.Rules, L7Rule{Rule: *p.rule.ref, Cookie: e.cookies.name(p.rule), L7: p.l7})
 	}
 	slices.SortStableFunc(out.Rules, func(a, b L7Rule) int { return compareRefs(a.Rule, b.Rule) })
 	return out, true

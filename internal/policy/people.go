@@ -6,6 +6,7 @@ import (
 	"github.com/gaissmai/bart"
 
 	"porin/internal/identity"
+	"porin/internal/labels"
 )
 
 // people are the known identities. Selections name them by slot, a small number that is used again once free; the
@@ -98,7 +99,6 @@ func (p *people) members(s *selection, cfg *Config) []int32 {
 			}
 		}
 	}
-	sets := anchors(s.want.Selector)
 	switch {
 	case s.cidr.Prefix.IsValid():
 		for _, slots := range p.blocks.Subnets(s.cidr.Prefix) {
@@ -106,11 +106,14 @@ func (p *people) members(s *selection, cfg *Config) []int32 {
 		}
 	case s.fqdn != "":
 		try(p.byLabel[anchor{key: s.fqdn}])
-	case s.entity == "" && len(sets) > 0 && !sets[0][0].exists:
-		for _, a := range sets[rarest(sets, func(a anchor) int { return len(p.byLabel[a]) })] {
-			try(p.byLabel[a])
-		}
 	default:
+		if s.entity == "" {
+			at, reqs := rarest(s.want.Selector, func(a anchor) int { return len(p.byLabel[a]) }), s.want.Requirements()
+			if at >= 0 && reqs[at].Operator == labels.In {
+				eachAnchor(&reqs[at], func(a anchor) { try(p.byLabel[a]) })
+				break
+			}
+		}
 		for n := range p.slots {
 			if p.slots[n].live && s.matches(&p.slots[n].Identity, cfg) {
 				out = append(out, int32(n))

@@ -37,7 +37,7 @@ func (e *Engine) plan(id *identity.Identity, groups []*group, d verdict.Directio
 	h = fmt.Appendf(h, "%d %q %t %t\n", d, e.cfg.Cluster, e.cfg.DualStack, e.cfg.OnlyIPv6)
 	for _, g := range groups {
 		part := g.part(d)
-		if part.empty {
+		if part == nil {
 			continue
 		}
 		p.parts = append(p.parts, part)
@@ -120,9 +120,9 @@ func (e *Engine) view(p *plan, audit bool) view {
 			switch {
 			case i.audit && !audit:
 			case i.last:
-				late = append(late, i.rule)
+				late = append(late, &i.rule)
 			default:
-				early = append(early, i.rule)
+				early = append(early, &i.rule)
 			}
 		}
 	}

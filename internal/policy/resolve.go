@@ -70,6 +70,7 @@ type scratch struct {
 	list   []*statement
 	mark   uint64 // number of the list
 	met    [2]int // requirements that its class satisfies, by view
+	bytes  []byte // text to be hashed
 }
 
 // node is a class of identities: those held by the selection and by all of the parents' and by no other. The class 0
@@ -401,12 +402,15 @@ func (e *Engine) sweepNow() {
 	e.l7.sweep(sets)
 	for _, rules := range e.rules {
 		for _, c := range rules {
-			for d := range c.parts {
-				for _, st := range c.parts[d].statements {
+			for _, part := range c.parts {
+				if part == nil {
+					continue
+				}
+				for _, st := range part.statements {
 					ids[st.id] = true
 				}
-				if c.parts[d].isolates != nil {
-					ids[c.parts[d].isolates.id] = true
+				if part.isolates != nil {
+					ids[part.isolates.id] = true
 				}
 			}
 		}

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -21,6 +20,7 @@ type selection struct {
 	members []int32 // slots of identities, ascending
 	users   []use   // resolved subjects that depend on it
 	refs    int     // statements that name it
+	at      int     // where byLabel has it
 
 	round uint64 // scratch: the last walk that met it, and its number in that walk
 	index int32
@@ -67,7 +67,10 @@ func (s *selector) matches(i *identity.Identity) bool {
 }
 
 // key names the selector: equal ones hold the same.
-func (s *selector) key() string { return fmt.Sprintf("labels %d %s", s.among, s.Selector) }
+func (s *selector) key() string {
+	const kinds = "0123"
+	return "labels " + kinds[s.among:s.among+1] + " " + s.Selector.String()
+}
 
 // nodeSelector is a selector of nodes: by their own labels, whatever source it names.
 func nodeSelector(s labels.Selector, this bool) selector {
@@ -141,45 +144,42 @@ type anchor struct {
 	exists     bool
 }
 
-// anchors returns sets of labels, of each of which every label set that satisfies s holds at least one; none if s can be
-// satisfied without any label. Sets of labels with their values come alone where there are any, those of namespaces last.
-func anchors(s labels.Selector) (out [][]anchor) {
-	var namespaces, keys [][]anchor
-	for _, q := range s.Requirements() {
-		if !q.Positive() {
-			continue
-		}
-		if q.Operator == labels.Exists {
-			keys = append(keys, []anchor{{key: q.Key, exists: true}})
-			continue
-		}
-		list := make([]anchor, len(q.Values))
-		for i, v := range q.Values {
-			list[i] = anchor{key: q.Key, value: v}
-		}
-		if isNamespaceKey(q.Key) {
-			namespaces = append(namespaces, list)
-		} else {
-			out = append(out, list)
-		}
+// eachAnchor calls f for the labels of which every label set that satisfies q holds at least one. q is positive.
+func eachAnchor(q *labels.Requirement, f func(anchor)) {
+	if q.Operator == labels.Exists {
+		f(anchor{key: q.Key, exists: true})
 	}
-	if out = append(out, namespaces...); out == nil {
-		return keys
+	for _, v := range q.Values {
+		f(anchor{key: q.Key, value: v})
 	}
-	return out
 }
 
-// rarest returns which of several sets of anchors lead to the fewest. With 25,000 namespaces that all have an app=web it
-// is the namespace, with 10,000 apps in one namespace the app.
-func rarest(sets [][]anchor, count func(anchor) int) (best int) {
-	least := -1
-	for i, set := range sets {
-		n := 0
-		for _, a := range set {
-			n += count(a)
-		}
-		if least < 0 || n < least {
-			best, least = i, n
+// rarest returns which requirement of s leads by its anchors to the fewest, -1 if s can be satisfied without any label.
+// With 25,000 namespaces that all have an app=web it is the namespace, with 10,000 apps in one namespace the app. Values
+// come before keys alone, and namespaces after other values.
+func rarest(s labels.Selector, count func(anchor) int) (best int) {
+	best, least := -1, 0
+	const values, namespaces, keys = 0, 1, 2
+	for class := values; class <= keys && (class < keys || best < 0); class++ {
+		for i := range s.Requirements() {
+			q := &s.Requirements()[i]
+			of := values
+			switch {
+			case !q.Positive():
+				continue
+			case q.Operator == labels.Exists:
+				of = keys
+			case isNamespaceKey(q.Key):
+				of = namespaces
+			}
+			if of != class {
+				continue
+			}
+			n := 0
+			eachAnchor(q, func(a anchor) { n += count(a) })
+			if best < 0 || n < least {
+				best, least = i, n
+			}
 		}
 	}
 	return best
@@ -188,40 +188,34 @@ func rarest(sets [][]anchor, count func(anchor) int) (best int) {
 // byLabel finds selectors by the labels of an identity without asking each.
 type byLabel[T comparable] struct {
 	anchored map[anchor][]T
-	chosen   map[T]int // which of its sets of anchors
-	loose    []T       // could match whatever the labels are
+	loose    []T // could match whatever the labels are
 }
 
-func (x *byLabel[T]) add(s labels.Selector, t T) {
+// add returns at which of its requirements the selector hangs; remove wants to know.
+func (x *byLabel[T]) add(s labels.Selector, t T) (at int) {
 	if x.anchored == nil {
-		x.anchored, x.chosen = map[anchor][]T{}, map[T]int{}
+		x.anchored = map[anchor][]T{}
 	}
-	sets := anchors(s)
-	if sets == nil {
+	if at = rarest(s, func(a anchor) int { return len(x.anchored[a]) }); at < 0 {
 		x.loose = append(x.loose, t)
-		return
+		return at
 	}
-	i := rarest(sets, func(a anchor) int { return len(x.anchored[a]) })
-	x.chosen[t] = i
-	for _, a := range sets[i] {
-		x.anchored[a] = append(x.anchored[a], t)
-	}
+	eachAnchor(&s.Requirements()[at], func(a anchor) { x.anchored[a] = append(x.anchored[a], t) })
+	return at
 }
 
-func (x *byLabel[T]) remove(s labels.Selector, t T) {
-	sets := anchors(s)
-	if sets == nil {
+func (x *byLabel[T]) remove(s labels.Selector, t T, at int) {
+	if at < 0 {
 		x.loose = without(x.loose, t)
 		return
 	}
-	for _, a := range sets[x.chosen[t]] {
+	eachAnchor(&s.Requirements()[at], func(a anchor) {
 		if rest := without(x.anchored[a], t); len(rest) == 0 {
 			delete(x.anchored, a)
 		} else {
 			x.anchored[a] = rest
 		}
-	}
-	delete(x.chosen, t)
+	})
 }
 
 func without[T comparable](list []T, t T) []T {
@@ -273,7 +267,7 @@ func (x *selections) index(s *selection) {
 		x.lengths[family(s.cidr.Prefix)][s.cidr.Prefix.Bits()]++
 	case s.fqdn != "": // found by key
 	default:
-		x.byLabel.add(s.want.Selector, s)
+		s.at = x.byLabel.add(s.want.Selector, s)
 	}
 	x.byKey[s.key] = s
 }
@@ -291,7 +285,7 @@ func (x *selections) drop(s *selection) {
 		x.lengths[family(s.cidr.Prefix)][s.cidr.Prefix.Bits()]--
 	case s.fqdn != "":
 	default:
-		x.byLabel.remove(s.want.Selector, s)
+		x.byLabel.remove(s.want.Selector, s, s.at)
 	}
 	delete(x.byKey, s.key)
 }

@@ -49,7 +49,7 @@ func (e *Engine) Survey(ids []identity.Identity) (out []Held) {
 				r := p.Rules[i]
 				out = append(out, Held{Subjects: subjects, Rule: RuleRef{Policy: ref, Spec: r.Spec, Index: -1, Direction: d, File: p.File, Line: r.Line, Description: r.Description}})
 				for _, st := range c.parts[d].statements {
-					h := Held{Rule: st.ref, Effect: st.effect, Subjects: subjects, Everyone: st.all, Ports: st.ports}
+					h := Held{Rule: *st.ref, Effect: st.effect, Subjects: subjects, Everyone: st.all, Ports: st.ports}
 					for _, s := range st.peers {
 						h.Peers = append(h.Peers, Members{Text: s.text(), Block: s.cidr.Prefix.IsValid(), Who: among(func(id *identity.Identity) bool { return s.matches(id, &e.cfg) })})
 					}

@@ -91,7 +91,7 @@ func (e *Engine) side(subject, peer *identity.Identity, ports []NamedPort, d ver
 	}
 	p := e.plan(subject, groups, d, ports)
 	if p.own != nil {
-		s.Isolated = append(s.Isolated, p.own.ref)
+		s.Isolated = append(s.Isolated, *p.own.ref)
 	}
 	if p.localhost != nil {
 		s.Steps = append(s.Steps, e.step(p.localhost, peer, proto, port))
@@ -107,7 +107,7 @@ func (e *Engine) side(subject, peer *identity.Identity, ports []NamedPort, d ver
 	have := relevant(ports, p.names)
 	for _, part := range p.parts {
 		for _, r := range part.isolates {
-			s.Isolated = append(s.Isolated, r.ref)
+			s.Isolated = append(s.Isolated, *r.ref)
 		}
 		for _, st := range part.statements {
 			step := e.step(st.numbered(have), peer, proto, port)
@@ -139,7 +139,7 @@ func (e *Engine) side(subject, peer *identity.Identity, ports []NamedPort, d ver
 
 func (e *Engine) step(st *statement, peer *identity.Identity, proto uint8, port uint16) Step {
 	s := Step{
-		Rule: st.ref, Tier: tierOf(st.order), Priority: uint32(st.order >> entryBits), Entry: uint32(st.order) & (1<<entryBits - 1),
+		Rule: *st.ref, Tier: tierOf(st.order), Priority: uint32(st.order >> entryBits), Entry: uint32(st.order) & (1<<entryBits - 1),
 		Effect: st.effect, Audit: st.audit, Everyone: st.all, PeerFits: st.all, Ports: st.ports, PortFits: st.ports == nil,
 	}
 	for _, sel := range st.peers {
