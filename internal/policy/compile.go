@@ -155,7 +155,7 @@ func (e *Engine) compile(p *Policy, r *Rule) *compiled {
 // entry adds what one entry says.
 func (e *Engine) entry(p *Policy, r *Rule, part *part, d verdict.Direction, effect Effect, entry *Entry) {
 	for _, s := range entry.Requires {
-		want := scope(s, p.Namespace, false)
+		want := e.ours(scope(s, p.Namespace, false))
 		part.requires = e.adopt(part.requires, &selection{key: want.key(), want: want})
 	}
 	if entry.selectsNothing() {
@@ -210,7 +210,7 @@ func (e *Engine) peers(st *statement, p *Peers, namespace string) {
 		st.all = true
 	case PeersEndpoints:
 		for _, s := range p.Endpoints {
-			want := scope(s, namespace, false)
+			want := e.ours(scope(s, namespace, false))
 			add(&selection{key: want.key(), want: want})
 		}
 	case PeersEntities:
@@ -226,7 +226,7 @@ func (e *Engine) peers(st *statement, p *Peers, namespace string) {
 			add(&selection{key: "cidr " + c.String(), cidr: c})
 		}
 	case PeersServices:
-		for _, s := range e.docs.services(p.Services) {
+		for _, s := range e.services(p.Services) {
 			add(s)
 		}
 	case PeersNodes:

@@ -38,7 +38,7 @@ const maxNamed = 256
 type cookies struct {
 	lists map[Cookie]ruleSet
 	refs  map[uint64]*RuleRef // newest by id; deleted rules stay while a list names them
-	slab  []uint64           // ids are cut from here
+	slab  []uint64            // ids are cut from here
 }
 
 type ruleSet struct {

@@ -162,15 +162,15 @@ func (d *documents) blocks(list []CIDR) []CIDR {
 
 // services returns whom the services mean: the workloads that their selectors select, in their own namespace, or the
 // addresses in the slices of those without a selector. A service that is missing means nobody.
-func (d *documents) services(list []ServicePeer) []*selection {
+func (e *Engine) services(list []ServicePeer) []*selection {
 	var out []*selection
-	d.eachService(list, func(p *Policy) {
+	e.docs.eachService(list, func(p *Policy) {
 		if p.Service.selects() {
-			want := workloadSelector(p.Service.Selector, p.Namespace)
+			want := e.ours(workloadSelector(p.Service.Selector, p.Namespace))
 			out = append(out, &selection{key: want.key(), want: want})
 			return
 		}
-		for _, b := range d.backends(p) {
+		for _, b := range e.docs.backends(p) {
 			c := CIDR{Prefix: b}
 			out = append(out, &selection{key: "cidr " + c.String(), cidr: c})
 		}
@@ -216,7 +216,7 @@ func workloadSelector(s labels.Selector, namespace string) selector {
 	}
 	only, err := labels.NewSelector(reqs...)
 	if err != nil {
-		return selector{nobody(), workloads}
+		return selector{Selector: nobody(), among: workloads}
 	}
 	return scope(only, namespace, true)
 }

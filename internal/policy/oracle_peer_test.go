@@ -161,8 +161,19 @@ func nodeFits(reqs []oReq, i oIdentity) bool {
 	return fitsAll(mine, i)
 }
 
+// ofCluster: a selector that says nothing of clusters means the workloads of the own one; so do those that say no cluster.
+func ofCluster(reqs []oReq, cluster string, i oIdentity) bool {
+	for _, q := range reqs {
+		if q.key == "io.cilium.k8s.policy.cluster" && (q.source == "k8s" || q.source == "" || q.source == "any") {
+			return true
+		}
+	}
+	of := i.has("k8s", "io.cilium.k8s.policy.cluster")
+	return cluster == "" || len(of) == 0 || of[0] == cluster
+}
+
 // peerFits: a selector of fromEndpoints or toEndpoints in a policy of the namespace ("": clusterwide).
-func peerFits(reqs []oReq, namespace string, i oIdentity) bool {
+func peerFits(reqs []oReq, namespace, cluster string, i oIdentity) bool {
 	if !fitsAll(reqs, i) {
 		return false
 	}
@@ -176,7 +187,7 @@ func peerFits(reqs []oReq, namespace string, i oIdentity) bool {
 			spoken = true
 		}
 	}
-	if !i.workload() {
+	if !i.workload() || !ofCluster(reqs, cluster, i) {
 		return false
 	}
 	return namespace == "" || spoken || slices.Contains(i.has("k8s", "io.kubernetes.pod.namespace"), namespace)
@@ -219,7 +230,7 @@ func (s oSpec) selects(p oPolicy, i oIdentity) bool {
 	if s.nodes {
 		return i.reserved("host") && nodeFits(s.subject, i)
 	}
-	return peerFits(s.subject, p.namespace, i) && (p.namespace == "" || own)
+	return peerFits(s.subject, p.namespace, "", i) && (p.namespace == "" || own)
 }
 
 func entityFits(name string, cfg oConfig, i oIdentity) bool {
@@ -324,7 +335,7 @@ func serviceFits(q oPeer, docs []oPolicy, cfg oConfig, i oIdentity) bool {
 			continue
 		}
 		if len(s.selector) > 0 {
-			fits := i.workload() && slices.Contains(i.has("k8s", "io.kubernetes.pod.namespace"), s.namespace)
+			fits := i.workload() && ofCluster(nil, cfg.cluster, i) && slices.Contains(i.has("k8s", "io.kubernetes.pod.namespace"), s.namespace)
 			for _, l := range s.selector {
 				fits = fits && slices.Contains(i.has("k8s", l[0]), l[1])
 			}
@@ -360,7 +371,7 @@ func (e oEntry) peerFits(docs []oPolicy, p oPolicy, cfg oConfig, i oIdentity) bo
 		fits := false
 		switch e.kind {
 		case "Endpoints":
-			fits = peerFits(q.selector, p.namespace, i)
+			fits = peerFits(q.selector, p.namespace, cfg.cluster, i)
 		case "Entities":
 			fits = entityFits(q.entity, cfg, i)
 		case "Nodes":
@@ -374,7 +385,7 @@ func (e oEntry) peerFits(docs []oPolicy, p oPolicy, cfg oConfig, i oIdentity) bo
 				fits = cidrFits(q.cidr, docs, cfg, i)
 				break
 			}
-			fits = podFits(q.selector, q.spaces, i) &&
+			fits = podFits(q.selector, q.spaces, i) && ofCluster(nil, cfg.cluster, i) &&
 				(q.hasSpaces || slices.Contains(i.has("k8s", "io.kubernetes.pod.namespace"), p.namespace))
 		default:
 			fits = cidrFits(q.cidr, docs, cfg, i)

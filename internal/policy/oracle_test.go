@@ -90,7 +90,7 @@ func view1(cfg oConfig, docs []oPolicy, subject, peer oEnd, ingress bool, proto 
 			for _, list := range names {
 				for i, e := range s.lists[list] {
 					for _, r := range e.requires {
-						satisfied = satisfied && peerFits(r, p.namespace, peer.oIdentity)
+						satisfied = satisfied && peerFits(r, p.namespace, cfg.cluster, peer.oIdentity)
 					}
 					o := opinion{tier: tier, priority: s.priority, effect: "allow", who: at(list, i), narrowed: true}
 					switch {

@@ -35,7 +35,8 @@ type use struct {
 // selector is an endpoint or node selector with what its document adds.
 type selector struct {
 	labels.Selector
-	among kind
+	among   kind
+	cluster string // workloads of this cluster alone; empty: of every cluster
 }
 
 // kind of identities that a selector is about.
@@ -51,7 +52,7 @@ const (
 func (s *selector) matches(i *identity.Identity) bool {
 	switch s.among {
 	case workloads:
-		if !isWorkload(i) {
+		if !isWorkload(i) || !s.ofCluster(i) {
 			return false
 		}
 	case nodes:
@@ -69,7 +70,27 @@ func (s *selector) matches(i *identity.Identity) bool {
 // key names the selector: equal ones hold the same.
 func (s *selector) key() string {
 	const kinds = "0123"
-	return "labels " + kinds[s.among:s.among+1] + " " + s.Selector.String()
+	return "labels " + kinds[s.among:s.among+1] + " " + s.Selector.String() + "@" + s.cluster
+}
+
+// ofCluster tells whether i is of the cluster that the selector means. Workloads that say no cluster are our own.
+func (s *selector) ofCluster(i *identity.Identity) bool {
+	if s.cluster == "" {
+		return true
+	}
+	name, named := i.Labels.Get(labels.SourceK8s, labels.KeyCluster)
+	return !named || name == s.cluster
+}
+
+// ours makes s mean our own cluster's workloads, unless it speaks of clusters itself.
+func (e *Engine) ours(s selector) selector {
+	speaks := slices.ContainsFunc(s.Requirements(), func(q labels.Requirement) bool {
+		return q.Source == labels.SourceK8s && q.Key == labels.KeyCluster
+	})
+	if s.among == workloads && !speaks {
+		s.cluster = e.cfg.Cluster
+	}
+	return s
 }
 
 // nodeSelector is a selector of nodes: by their own labels, whatever source it names.
@@ -102,18 +123,18 @@ func scope(s labels.Selector, namespace string, subject bool) selector {
 	named := false
 	for _, q := range s.Requirements() {
 		if q.Source == labels.SourceReserved && q.Positive() {
-			return selector{s, anyone}
+			return selector{Selector: s, among: anyone}
 		}
 		named = named || q.Source == labels.SourceK8s && isNamespaceKey(q.Key)
 	}
 	if namespace != "" && (!named || subject) {
 		own := labels.Requirement{Source: labels.SourceK8s, Key: labels.KeyNamespace, Operator: labels.In, Values: []string{namespace}}
 		if scoped, err := s.And(own); err == nil {
-			return selector{scoped, workloads}
+			return selector{Selector: scoped, among: workloads}
 		}
-		return selector{nobody(), workloads} // a namespace that is no label value: Parse refuses it before
+		return selector{Selector: nobody(), among: workloads} // a namespace that is no label value: Parse refuses it before
 	}
-	return selector{s, workloads}
+	return selector{Selector: s, among: workloads}
 }
 
 // isNamespaceKey tells whether a requirement on key says which namespaces are meant.

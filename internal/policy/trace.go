@@ -178,6 +178,9 @@ func (s *selector) missing(i *identity.Identity) (out []labels.Requirement) {
 			out = append(out, q)
 		}
 	}
+	if !s.ofCluster(i) {
+		out = append(out, labels.Requirement{Source: labels.SourceK8s, Key: labels.KeyCluster, Operator: labels.In, Values: []string{s.cluster}})
+	}
 	return out
 }
 
