@@ -404,6 +404,43 @@ func TestIdentitiesOfOtherNodes(t *testing.T) {
 	if err := a.Learn(t.Context(), far); err != nil || !has() {
 		t.Errorf("Learn: %v, known %v", err, has())
 	}
+	// nobody tells a second time that it is not in the table
+	a.cfg.Identities.Put(identity.Identity{ID: 901, Labels: labels.New(labels.Label{Source: "k8s", Key: "app", Value: "other"})})
+	a.eventually("the subject has forgotten what came late", func() bool { return !has() })
+}
+
+// TestIdentityOfAnEndpointThatTheStoreForgot: what an endpoint here has stays known until the endpoint goes.
+func TestIdentityOfAnEndpointThatTheStoreForgot(t *testing.T) {
+	a := newAgent(t, allowWeb)
+	web, client := a.create("web", "k8s:app=web"), a.create("client", "k8s:app=client")
+	a.run()
+	has := func() bool {
+		a.kernel.mu.Lock()
+		defer a.kernel.mu.Unlock()
+		return a.kernel.rows[web.Ifindex].in.peers[client.Identity] != nil
+	}
+	other := func(id identity.ID) {
+		a.cfg.Identities.Put(identity.Identity{ID: id, Labels: labels.New(labels.Label{Source: "k8s", Key: "app", Value: fmt.Sprint(id)})})
+		a.eventually("the change is told", func() bool {
+			if err := a.take(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			defer a.give()
+			_, known := a.Endpoints.kernel.known[id]
+			return known
+		})
+	}
+	a.eventually("the subject knows the client", has)
+	a.cfg.Identities.Delete(fmt.Sprintf("%010d", uint32(client.Identity)))
+	other(901)
+	if !has() {
+		t.Error("an endpoint's identity was forgotten because the store did")
+	}
+	if err := a.Delete(t.Context(), "client", "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	other(902)
+	a.eventually("the subject has forgotten it", func() bool { return !has() })
 }
 
 func TestPoliciesTable(t *testing.T) {

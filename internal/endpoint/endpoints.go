@@ -84,6 +84,8 @@ type Endpoints struct {
 	kernel   kernel        // guarded by the turn
 	revision atomic.Uint64 // of the policies in force; the turn's holder writes it
 
+	identities *state.Follower[identity.Identity] // read by Run; nil: none
+
 	mu     sync.Mutex
 	nextID uint16                // mu
 	byKey  map[string]uint16     // mu: by device name
@@ -133,6 +135,9 @@ func New(log *slog.Logger, cfg Config, deps Deps) *Endpoints {
 		nextID: 1,
 		byKey:  map[string]uint16{}, byAddr: map[netip.Addr]uint16{}, notes: map[uint16]*note{}, alarms: map[string]string{},
 		newer: make(chan struct{}),
+	}
+	if cfg.Identities != nil {
+		e.identities = cfg.Identities.Follow() // from now on, so that nothing goes unnoticed before Run
 	}
 	e.turn <- struct{}{}
 	return e

@@ -16,6 +16,7 @@ import (
 // kernel is what this room believes about the kernel's policy state. Guarded by the turn.
 type kernel struct {
 	known    map[identity.ID]labels.Labels   // identities that the engine knows
+	departed map[identity.ID]struct{}        // of these, those that may be in the table no more
 	prefixes map[netip.Prefix]identity.ID    // rows of prefixes
 	leaving  map[netip.Prefix]leaving        // prefixes taken away, whose identities' rows stay for packets under way
 	subjects map[policy.SubjectKey]*subject  // complete in the kernel, unless broken
@@ -37,7 +38,7 @@ type leaving struct {
 
 func newKernel() kernel {
 	return kernel{
-		known: map[identity.ID]labels.Labels{}, prefixes: map[netip.Prefix]identity.ID{}, leaving: map[netip.Prefix]leaving{},
+		known: map[identity.ID]labels.Labels{}, departed: map[identity.ID]struct{}{}, prefixes: map[netip.Prefix]identity.ID{}, leaving: map[netip.Prefix]leaving{},
 		subjects: map[policy.SubjectKey]*subject{}, pointed: map[uint16][2]policy.SubjectKey{},
 		sources: map[policy.Ref]uint64{}, ports: newNamedPorts(),
 	}
@@ -52,6 +53,9 @@ func (e *Endpoints) learn(ids ...identity.Identity) {
 		if have, ok := e.kernel.known[id.ID]; !ok || !slices.Equal(have, id.Labels) {
 			e.kernel.known[id.ID] = id.Labels
 			add = append(add, id)
+			if !e.inTable(id.ID) {
+				e.kernel.departed[id.ID] = struct{}{} // it went meanwhile, and nobody will say so again
+			}
 		}
 	}
 	if len(add) > 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -15,7 +16,7 @@ import (
 // those of other nodes, until ctx ends.
 func (e *Endpoints) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	if e.cfg.Identities != nil {
+	if e.identities != nil {
 		g.Go(func() error { return e.follow(ctx) })
 	}
 	g.Go(func() error {
@@ -29,14 +30,14 @@ func (e *Endpoints) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// follow keeps the engine's identities equal to the table's.
+// follow keeps the engine's identities equal to the table's. It costs by the change, not by the table.
 func (e *Endpoints) follow(ctx context.Context) error {
 	for {
-		rows, _, changed := e.cfg.Identities.Watch()
+		rows, gone, changed := e.identities.Next()
 		if e.take(ctx) != nil {
 			return nil
 		}
-		e.learnTable(rows)
+		e.learnChanges(rows, gone)
 		e.give()
 		select {
 		case <-changed:
@@ -46,28 +47,40 @@ func (e *Endpoints) follow(ctx context.Context) error {
 	}
 }
 
-// learnTable learns the cluster's identities in rows and unlearns those that are gone. CIDR identities come and go
-// with policies.
-func (e *Endpoints) learnTable(rows []identity.Identity) {
-	there := map[identity.ID]bool{}
-	var add []identity.Identity
-	for _, id := range rows {
-		if !id.ID.IsLocal() {
-			there[id.ID] = true
-			add = append(add, id)
-		}
+// learnChanges learns the cluster's identities that came into the table and unlearns those that went, unless an endpoint
+// here has them, whatever the store says. CIDR identities come and go with policies.
+func (e *Endpoints) learnChanges(came, went []identity.Identity) {
+	e.learn(slices.DeleteFunc(came, func(id identity.Identity) bool { return id.ID.IsLocal() })...)
+	for _, id := range went {
+		e.kernel.departed[id.ID] = struct{}{}
 	}
+	if len(e.kernel.departed) == 0 {
+		return
+	}
+	own := map[identity.ID]bool{}
 	for _, ep := range e.rows.List() {
-		there[ep.Identity] = true // whatever the store says
+		own[ep.Identity] = true
 	}
 	var gone []identity.ID
-	for id := range e.kernel.known {
-		if !there[id] && !id.IsLocal() && !id.IsReserved() {
+	for id := range e.kernel.departed {
+		there := e.inTable(id)
+		if !there && own[id] {
+			continue
+		}
+		delete(e.kernel.departed, id)
+		if _, known := e.kernel.known[id]; !there && known && !id.IsLocal() && !id.IsReserved() {
 			gone = append(gone, id)
 		}
 	}
-	e.learn(add...)
 	e.unlearn(gone...)
+}
+
+func (e *Endpoints) inTable(id identity.ID) bool {
+	if e.cfg.Identities == nil {
+		return false
+	}
+	_, ok := e.cfg.Identities.Get(identity.TableKey(id))
+	return ok
 }
 
 // Learn returns once every rule in force knows the identities. Whoever gives an address to an identity of another

@@ -78,10 +78,11 @@ type claim struct {
 
 // NewTable returns the identities table, sorted by number.
 func NewTable(db *state.DB) *state.Table[Identity] {
-	return state.NewTable(db, "identities", func(i Identity) string { return tableKey(i.ID) })
+	return state.NewTable(db, "identities", func(i Identity) string { return TableKey(i.ID) })
 }
 
-func tableKey(id ID) string { return fmt.Sprintf("%010d", uint32(id)) }
+// TableKey is the key of a row of the identities table.
+func TableKey(id ID) string { return fmt.Sprintf("%010d", uint32(id)) }
 
 // New returns an allocator that knows the reserved identities and nothing else.
 func New(log *slog.Logger, cfg Config, store Store, table *state.Table[Identity]) *Allocator {
@@ -114,7 +115,7 @@ func (a *Allocator) Run(ctx context.Context) error {
 }
 
 // Get returns the identity with this number, of any scope.
-func (a *Allocator) Get(id ID) (Identity, bool) { return a.table.Get(tableKey(id)) }
+func (a *Allocator) Get(id ID) (Identity, bool) { return a.table.Get(TableKey(id)) }
 
 // List returns all known identities by number.
 func (a *Allocator) List() []Identity { return a.table.List() }
@@ -240,7 +241,7 @@ func (a *Allocator) Release(_ context.Context, id ID) error {
 // forget takes the row away unless another node uses the number. The lock is held.
 func (a *Allocator) forget(id ID) {
 	if _, elsewhere := a.cluster[id]; !elsewhere && a.holds.count[id] == 0 {
-		a.table.Delete(tableKey(id))
+		a.table.Delete(TableKey(id))
 	}
 }
 
@@ -399,7 +400,7 @@ func (a *Allocator) vanished(id ID) {
 	if c == nil {
 		delete(a.holds.postponed, id)
 		if a.holds.count[id] == 0 { // else LetGo does it
-			a.table.Delete(tableKey(id))
+			a.table.Delete(TableKey(id))
 		}
 		a.mu.Unlock()
 		return

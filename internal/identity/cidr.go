@@ -120,7 +120,7 @@ func (a *Allocator) dropCIDR(c *cidr) {
 	delete(a.cidrs.byID, c.ID)
 	a.cidrs.resting[c.ID] = a.cfg.Now()
 	a.cidrs.queue = append(a.cidrs.queue, c.ID)
-	a.table.Delete(tableKey(c.ID))
+	a.table.Delete(TableKey(c.ID))
 }
 
 // free finds a number that is neither in use nor resting.

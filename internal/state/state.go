@@ -65,8 +65,9 @@ type Table[R any] struct {
 	name string
 	key  func(R) string
 
-	writer sync.Mutex // one change at a time; readers never take it
-	now    atomic.Pointer[snapshot[R]]
+	writer    sync.Mutex // one change at a time; readers never take it
+	now       atomic.Pointer[snapshot[R]]
+	followers []*Follower[R] // writer
 }
 
 // snapshot is one immutable version of a table.
@@ -175,6 +176,7 @@ func (t *Table[R]) Delete(key string) (R, bool) {
 	defer t.writer.Unlock()
 	rows, old, ok := t.now.Load().rows.Delete([]byte(key))
 	if ok {
+		t.note(key, old)
 		t.commit(rows)
 	}
 	return old, ok
@@ -188,14 +190,26 @@ func (t *Table[R]) Update(put []R, remove ...string) {
 	tx := t.now.Load().rows.Txn()
 	touched := len(put) > 0
 	for _, k := range remove {
-		_, had := tx.Delete([]byte(k))
+		old, had := tx.Delete([]byte(k))
 		touched = touched || had
+		if had {
+			t.note(k, old)
+		}
 	}
 	for _, r := range put {
-		tx.Insert([]byte(t.key(r)), r)
+		k := t.key(r)
+		tx.Insert([]byte(k), r)
+		t.note(k, r)
 	}
 	if touched {
 		t.commit(tx.CommitOnly())
+	}
+}
+
+// note tells the followers that a row changes. The writer lock is held.
+func (t *Table[R]) note(key string, last R) {
+	for _, f := range t.followers {
+		f.keys[key] = last
 	}
 }
 
