@@ -203,10 +203,12 @@ func (s *selection) text() string {
 	return "{" + s.want.String() + "}"
 }
 
-// String returns the port as people write it: 80/TCP, 8000-8080/UDP, ANY.
+// String returns the port as people write it: 80/TCP, 8000-8080/UDP, http/TCP, ANY.
 func (p Port) String() string {
 	name := protocolName(p)
 	switch {
+	case p.Name != "":
+		return p.Name + "/" + name
 	case p.Any:
 		return name
 	case p.First == p.Last:

@@ -218,9 +218,10 @@ func (l *linter) unserved(h *policy.Held) {
 	}
 	for _, p := range h.Ports {
 		icmp := !p.AnyProto && (p.Proto == policy.ProtoICMP || p.Proto == policy.ProtoICMPv6)
-		if icmp || p.Any || len(who) == 0 || slices.ContainsFunc(served, func(s Port) bool {
-			return (p.AnyProto || p.Proto == s.Proto) && p.First <= s.Number && s.Number <= p.Last
-		}) {
+		if icmp || p.Any || p.Name != "" || len(who) == 0 || // a name is some port that somebody has, or it is unresolved
+			slices.ContainsFunc(served, func(s Port) bool {
+				return (p.AnyProto || p.Proto == s.Proto) && p.First <= s.Number && s.Number <= p.Last
+			}) {
 			continue
 		}
 		l.add(Unserved, h.Rule, "allows %s, which no workload there serves", p)

@@ -21,6 +21,9 @@ type Span struct {
 
 func (s Span) String() string {
 	name := protocolName(s.Proto)
+	if isICMP(s.Proto) && s.Last == 65535 && s.First > 0 && s.First <= 255 {
+		s.Last = 255 // there are no more types
+	}
 	switch {
 	case s.Other:
 		return "other protocols"
@@ -32,12 +35,16 @@ func (s Span) String() string {
 	return fmt.Sprintf("%d-%d/%s", s.First, s.Last, name)
 }
 
+func isICMP(proto uint8) bool { return proto == policy.ProtoICMP || proto == policy.ProtoICMPv6 }
+
 // SpanNames is spans in words; "everything" when nothing is left out.
 func SpanNames(spans []Span) string {
-	out := make([]string, len(spans))
+	out := make([]string, 0, len(spans))
 	whole := 0
-	for i, s := range spans {
-		out[i] = s.String()
+	for _, s := range spans {
+		if s.Other || !isICMP(s.Proto) || s.First <= 255 {
+			out = append(out, s.String())
+		}
 		if s.Other || s.First == 0 && s.Last == 65535 {
 			whole++
 		}

@@ -86,7 +86,7 @@ func side(s policy.Side, self, peer End) Side {
 	for _, st := range s.Steps {
 		step := Step{
 			Rule: Rule{st.Rule}, Tier: int(st.Tier), Priority: int(st.Priority), Effect: effect(st.Effect), Fits: st.Fits(), PeerFits: st.PeerFits,
-			PortFits: st.PortFits, Peers: []Test{}, Ports: []string{}, Decides: slices.Contains(s.Decided, st.Rule),
+			PortFits: st.PortFits, Peers: []Test{}, Ports: []string{}, Decides: st.Fits() && slices.Contains(s.Decided, st.Rule),
 			Requires: []Test{}, Audit: st.Audit, L7: parsers(st.L7),
 		}
 		if st.Everyone {
