@@ -220,11 +220,16 @@ type testNode struct {
 
 func newTestNode(t *testing.T, extra ...string) *testNode {
 	needRoot(t)
+	return newTestNodeIn(t, hold(t, "node"), extra...)
+}
+
+// newTestNodeIn is a node in a namespace that is there already.
+func newTestNodeIn(t *testing.T, h holder, extra ...string) *testNode {
 	dir, err := os.MkdirTemp("", "ptagent")
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &testNode{t: t, net: hold(t, "node"), dir: dir, extra: extra, log: filepath.Join(dir, "log")}
+	n := &testNode{t: t, net: h, dir: dir, extra: extra, log: filepath.Join(dir, "log")}
 	t.Cleanup(n.clean)
 	conn, err := grpc.NewClient("unix://"+n.run(apiSocket), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
