@@ -180,17 +180,23 @@ func (n *Nodes) learn(ctx context.Context, coming []change) error {
 	return nil
 }
 
-// applied notes what the kernel has by now. A row that was not written may be there or not: its identity stays held, and
-// it is written again.
+// applied notes what the kernel has by now. A row that was not written, or not taken away, may be there or not: its identity
+// stays held, and it is written or taken away again.
 func (n *Nodes) applied(list []change, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, c := range list {
 		if !ok {
 			n.book.dirty[c.key] = struct{}{}
-			if c.now != (row{}) {
+			switch {
+			case c.now != (row{}):
 				n.kernel.doubt[c.key] = append(n.kernel.doubt[c.key], c.now)
 				n.use(c.now.identity, +1)
+			case c.old != (row{}): // it may be gone already: whoever wants just this row again must write it
+				n.kernel.doubt[c.key] = append(n.kernel.doubt[c.key], c.old)
+				sl := n.book.slots[c.key]
+				sl.row = row{}
+				n.book.slots[c.key] = sl
 			}
 			continue
 		}

@@ -415,3 +415,25 @@ func TestRestart(t *testing.T) {
 		t.Errorf("nodes %v", next.kernel.nodes)
 	}
 }
+
+// Taking rows away ends half way, and before it is tried again their owner has the addresses back: what is gone already is
+// written again.
+func TestAddressesBackAfterHalfARemoval(t *testing.T) {
+	s := newScene(t)
+	s.know(300, "a")
+	a, b := podOf(1, 1), podOf(1, 2)
+	both := []Address{addressOf("n1", a, 300, "a"), addressOf("n1", b, 300, "a")}
+	s.tell(Batch{Nodes: []Node{nodeOf("n1", 1, 1)}, Addresses: both})
+	s.want("10.1.0.1 300 192.168.0.1", "10.1.0.2 300 192.168.0.1")
+	calls := 0
+	s.kernel.fail = func() bool { calls++; return calls == 2 }
+	s.Heard(s.src, Batch{Gone: []Ownership{{"n1", a}, {"n1", b}}})
+	if err := s.flush(t.Context()); err == nil || len(s.kernel.rows) != 1 {
+		t.Fatalf("%v, the kernel has %v: want an error and one row", err, s.kernel.rows)
+	}
+	s.kernel.fail = nil
+	s.tell(Batch{Addresses: both})
+	s.want("10.1.0.1 300 192.168.0.1", "10.1.0.2 300 192.168.0.1")
+	s.tell(Batch{Gone: []Ownership{{"n1", a}, {"n1", b}}})
+	s.want()
+}
