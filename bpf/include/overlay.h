@@ -19,6 +19,7 @@
 #define OVERLAY_ROOM6	 70
 #define OVERLAY_FRAGMENT 1 /* overlay_match: the port is right, but it is a piece only */
 #define OVERLAY_ICMP	 2
+#define OVERLAY_ODD	 3 /* the port is right, but behind options, which no tunnel sends */
 #define OVERLAY_SHORT	 40
 #define OVERLAY_REFRESH	 1000000000ULL
 #define OVERLAY_MTU_LIFE (600 * 1000000000ULL) /* RFC 1191 6.3 */
@@ -72,6 +73,32 @@ static __always_inline const struct peer *overlay_peer(const struct addr *a)
 	return bpf_map_lookup_elem(&prefixes, &key);
 }
 
+/* The least that a way to another node is taken to carry. Whoever says less of it to an IPv6 packet that needs no leave (RFC
+ * 8200 5) would stop IPv6 between two nodes, and anybody may say so: words about ways are not signed.
+ */
+static __always_inline __u32 overlay_floor(const struct packet *p, __u32 room)
+{
+	return p->flags & PF_V4 ? 0 : 1280 + room;
+}
+
+/* The kernel's routes learn what ways carry from the same words. Its devices have not learned it from anybody. */
+static __always_inline long overlay_trust_device(struct __sk_buff *ctx, struct bpf_fib_lookup *fib, __u32 whole)
+{
+	__u32 mtu = 0;
+	__u16 said = fib->mtu_result;
+	long rc;
+
+	fib->tot_len = 0; /* no limit */
+	rc = bpf_fib_lookup(ctx, fib, sizeof(*fib), 0);
+	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return rc;
+	if (bpf_check_mtu(ctx, fib->ifindex, &mtu, 0, 0) < 0 || whole > mtu) {
+		fib->mtu_result = said;
+		return BPF_FIB_LKUP_RET_FRAG_NEEDED;
+	}
+	return rc;
+}
+
 /* The way to the node behind which the destination is; len: of the longest piece, without Ethernet. The kernel's routes
  * and neighbours are asked, and once a second the kernel sends the packet itself, or it would forget that the neighbour
  * is in use and never look again whether it still has its MAC.
@@ -117,10 +144,14 @@ static __noinline enum verdict overlay_route(struct __sk_buff *ctx, struct packe
 	}
 	len &= 0xffff;
 	mtu = node->mtu && node->mtu_until > p->now ? node->mtu : 0xffff;
+	if (mtu < overlay_floor(p, room))
+		mtu = overlay_floor(p, room);
 	if (len + room > mtu || ctx->len + room > 0xffff + ETH_HLEN)
 		return toobig_refuse(p, len, mtu - room);
 	fib.tot_len = len + room;
 	rc = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED && len + room <= overlay_floor(p, room))
+		rc = overlay_trust_device(ctx, &fib, len + room);
 	if (rc < 0)
 		return drop(p, DROP_INTERNAL);
 	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED)
@@ -262,13 +293,14 @@ static __noinline __u32 overlay_match6(struct __sk_buff *ctx, struct packet *p, 
 }
 
 /* Is it a datagram to the tunnel port, as tunnels send it? Then the length of its headers, and its ends are known.
- * With options, extension headers or as a later fragment it is none, and nobody unpacks it.
+ * With options it is odd: the kernel's own device would unpack it, the programs do not. With extension headers or as a
+ * later fragment it is none.
  */
 static __noinline __u32 overlay_match(struct __sk_buff *ctx, struct packet *p)
 {
 	const struct settings *s = settings_get();
 	void *data, *end;
-	__be16 type;
+	__be16 type, port;
 	struct {
 		struct iphdr ip;
 		struct udphdr udp;
@@ -282,14 +314,21 @@ static __noinline __u32 overlay_match(struct __sk_buff *ctx, struct packet *p)
 	if (type == bpf_htons(ETH_P_IPV6))
 		return overlay_match6(ctx, p, s->tunnel_port);
 	h = data + ETH_HLEN;
-	if (type != bpf_htons(ETH_P_IP) || h->ip.version != 4 || h->ip.ihl != 5 || h->ip.frag_off & bpf_htons(0x1fff))
+	if (type != bpf_htons(ETH_P_IP) || h->ip.version != 4 || h->ip.frag_off & bpf_htons(0x1fff))
 		return 0;
 	p->flags |= PF_V4;
 	addr_v4(&p->src, h->ip.saddr);
 	addr_v4(&p->dst, h->ip.daddr);
 	if (h->ip.protocol == IPPROTO_ICMP)
-		return OVERLAY_ICMP;
-	if (h->ip.protocol != IPPROTO_UDP || h->udp.dest != s->tunnel_port)
+		return h->ip.ihl == 5 ? OVERLAY_ICMP : 0;
+	if (h->ip.protocol != IPPROTO_UDP)
+		return 0;
+	if (h->ip.ihl != 5) {
+		port = 0;
+		bpf_skb_load_bytes(ctx, ETH_HLEN + h->ip.ihl * 4 + offsetof(struct udphdr, dest), &port, sizeof(port));
+		return port == s->tunnel_port ? OVERLAY_ODD : 0;
+	}
+	if (h->udp.dest != s->tunnel_port)
 		return 0;
 	return h->ip.frag_off & bpf_htons(0x2000) ? OVERLAY_FRAGMENT : OVERLAY_ROOM4;
 }
@@ -418,7 +457,7 @@ static __noinline enum verdict overlay_receive(struct __sk_buff *ctx, struct pac
 		room = overlay_match(ctx, p);
 		if (room == OVERLAY_ICMP)
 			overlay_learn(ctx, p);
-		if (room <= OVERLAY_ICMP && room != OVERLAY_FRAGMENT)
+		if (room < OVERLAY_ROOM4 && room != OVERLAY_FRAGMENT)
 			goto none;
 		if (!addr_equal(&p->dst, p->flags & PF_V4 ? &s->underlay4 : &s->underlay6))
 			goto none;
