@@ -226,6 +226,7 @@ func (e *Engine) UpdateIdentities(add []identity.Identity, del []identity.ID) []
 	for _, id := range del {
 		e.removeIdentity(id, ch)
 	}
+	e.people.grow(len(add))
 	last := make(map[identity.ID]int, len(add)) // of an identity that is there twice, the later one counts
 	for i := range add {
 		last[add[i].ID] = i

@@ -29,7 +29,7 @@ import (
 
 // inNamespaces runs the calling test again, in a process with a network and mount namespace of its own, and tells whether
 // this is that process: its devices, routes and mounts are a node's, and gone when it ends.
-func inNamespaces(t *testing.T) bool {
+func inNamespaces(t testing.TB) bool {
 	t.Helper()
 	if os.Getenv("PORIN_UNIT") == "1" {
 		t.Skip("unit run without root")
@@ -45,6 +45,9 @@ func inNamespaces(t *testing.T) bool {
 		return true
 	}
 	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v=true")
+	if _, timed := t.(*testing.B); timed {
+		cmd = exec.Command("/proc/self/exe", "-test.run=^$", "-test.bench=^"+t.Name()+"$", "-test.benchtime=1x")
+	}
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.CombinedOutput()
@@ -73,7 +76,7 @@ type kernelNode struct {
 
 const pods = 4
 
-func newKernelNode(t *testing.T, dual bool) *kernelNode {
+func newKernelNode(t testing.TB, dual bool) *kernelNode {
 	t.Helper()
 	n := &kernelNode{dual: dual, progs: map[string]*ebpf.Program{}}
 	must := func(err error) {
@@ -160,7 +163,7 @@ func newKernelNode(t *testing.T, dual bool) *kernelNode {
 }
 
 // newNetns makes a network namespace that lives as long as the test and returns its path.
-func newNetns(t *testing.T) string {
+func newNetns(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "net")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {

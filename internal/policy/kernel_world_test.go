@@ -76,9 +76,19 @@ func newWorld(t *testing.T, n *kernelNode, o *policy.Oracle, st *stats) *world {
 		t: t, node: n, oracle: o, engine: policy.NewEngine(o.Config()), sport: 20000, stats: st,
 		docs: map[policy.Ref]policy.Doc{}, pods: map[string]*pod{}, remotes: map[string]remote{},
 	}
+	w.endpoints, w.identities = newRooms(t, n, w.engine)
+	if err := n.datapath.SetAudit(o.Config().Audit); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// newRooms starts the endpoints of the node with an engine without policies.
+func newRooms(t testing.TB, n *kernelNode, engine *policy.Engine) (*endpoint.Endpoints, *identity.Allocator) {
+	t.Helper()
 	db := state.New()
 	log := slog.New(slog.DiscardHandler)
-	w.identities = identity.New(log, identity.Config{DualStack: n.dual}, &store{}, identity.NewTable(db))
+	identities := identity.New(log, identity.Config{DualStack: n.dual}, &store{}, identity.NewTable(db))
 	ranges := ipam.Config{IPv4: netip.MustParsePrefix("10.7.0.0/24")}
 	if n.dual {
 		ranges.IPv6 = netip.MustParsePrefix("fd07::/112")
@@ -87,28 +97,25 @@ func newWorld(t *testing.T, n *kernelNode, o *policy.Oracle, st *stats) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.endpoints = endpoint.New(log, endpoint.Config{StateDir: t.TempDir(), Grace: 1}, endpoint.Deps{
-		DB: db, Datapath: n.datapath, Policy: w.engine, Identities: w.identities, Addresses: addresses,
+	endpoints := endpoint.New(log, endpoint.Config{StateDir: t.TempDir(), Grace: 1}, endpoint.Deps{
+		DB: db, Datapath: n.datapath, Policy: engine, Identities: identities, Addresses: addresses,
 	})
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	if err := w.endpoints.Restore(ctx); err != nil {
+	if err := endpoints.Restore(ctx); err != nil {
 		t.Fatal(err)
 	}
-	go func() { done <- w.endpoints.Run(ctx) }()
+	go func() { done <- endpoints.Run(ctx) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
-	if _, err := w.endpoints.ApplyPolicies(ctx, nil, nil); err != nil {
+	if _, err := endpoints.ApplyPolicies(ctx, nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.datapath.SetAudit(o.Config().Audit); err != nil {
-		t.Fatal(err)
-	}
-	return w
+	return endpoints, identities
 }
 
 // end takes everything off the node again.

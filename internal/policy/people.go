@@ -28,6 +28,9 @@ func newPeople() people {
 	return people{slotOf: map[identity.ID]int32{}, byLabel: map[anchor][]int32{}, blocks: &bart.Table[[]int32]{}}
 }
 
+// grow makes room for n more.
+func (p *people) grow(n int) { p.slots = slices.Grow(p.slots, max(0, n-len(p.free))) }
+
 func (p *people) add(i *identity.Identity, cfg *Config) int32 {
 	var n int32
 	if len(p.free) > 0 {

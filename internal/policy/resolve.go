@@ -28,7 +28,7 @@ type resolved struct {
 	peers      peerTables     // of those who are not as everyone else
 	classes    map[string]*Table
 	snapshot   weak.Pointer[Subject]
-	small      *Subject // keeps the snapshot, unless it is big
+	small      *Subject // keeps the snapshot, unless it is big or tiny
 	rows       int      // of the tables made
 	work       int      // done for those of one change
 	pending    []int32  // scratch of addIdentity
@@ -153,7 +153,7 @@ func (e *Engine) subject(p plan) (*Subject, error) {
 	for i, t := range r.peers.all() {
 		s.Peers[e.people.slots[i].ID] = t
 	}
-	if r.snapshot = weak.Make(s); n <= 4096 {
+	if r.snapshot = weak.Make(s); n > 16 && n <= 4096 { // not those that are made in no time
 		r.small = s
 	}
 	return s, nil
