@@ -114,11 +114,6 @@ func (l *Lab) Matrix(ctx context.Context, ports []portProto) ([]Cell, error) {
 // see fills in what the wire shows. A port that nobody serves still tells: its refusal has crossed both ways.
 func (l *Lab) see(ctx context.Context, events *flows, t try, c *Cell) {
 	r := l.probe(ctx, events, t, deniedWait, true)
-	if r.Outcome == probe.Silent && len(r.drops) == 0 && r.astray == "" {
-		// One datagram may get lost on a network that has just been built; a silence that nobody owns up to twice has
-		// another cause.
-		r = l.probe(ctx, events, t, deniedWait, true)
-	}
 	switch {
 	case r.Outcome == probe.Answered, r.Outcome == probe.Rejected && len(r.drops) == 0:
 		c.Seen = expectAllow
