@@ -51,8 +51,7 @@ type Engine struct {
 	own      []*rule     // all of those
 
 	mu         sync.Mutex
-	policies   map[Ref]*Policy
-	rules      map[Ref][]*compiled
+	policies   map[Ref]*inForce
 	docs       documents
 	subjects   subjects
 	selections selections
@@ -65,6 +64,14 @@ type Engine struct {
 	flat       flattener
 	scratch    scratch
 	swept      int // tables and cookies after the last sweep
+}
+
+// inForce is a policy and its rules, made ready.
+type inForce struct {
+	ref      Ref
+	policy   *Policy // nil while it is deleted
+	rules    []*compiled
+	changing bool
 }
 
 // implicit is what porin itself decides in a direction, in the form of rules.
@@ -86,8 +93,7 @@ func NewEngine(cfg Config) *Engine {
 	cfg.MaxRows = cmp.Or(cfg.MaxRows, 4<<20)
 	e := &Engine{
 		cfg:        cfg,
-		policies:   map[Ref]*Policy{},
-		rules:      map[Ref][]*compiled{},
+		policies:   map[Ref]*inForce{},
 		subjects:   subjects{byKey: map[string]*group{}},
 		selections: selections{byKey: map[string]*selection{}, byBlock: map[netip.Prefix][]*selection{}},
 		docs:       newDocuments(),
@@ -125,38 +131,55 @@ func NewEngine(cfg Config) *Engine {
 func (e *Engine) UpdatePolicies(put []*Policy, del []Ref) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	todo, moved := make(map[Ref]bool, len(put)+len(del)), []reference{}
+	if len(e.policies) == 0 { // a cluster's at once: the maps need not grow step by step
+		e.policies = make(map[Ref]*inForce, len(put))
+	}
+	var todo []*inForce
+	touch := func(f *inForce) {
+		if !f.changing {
+			f.changing = true
+			todo = append(todo, f)
+		}
+	}
+	var moved []reference
 	for _, ref := range del {
-		moved = append(moved, e.docs.remove(e.policies[ref])...)
-		e.docs.await(ref, nil)
-		delete(e.policies, ref)
-		todo[ref] = true
+		if f := e.policies[ref]; f != nil {
+			touch(f)
+			moved = append(moved, e.docs.remove(f.policy)...)
+			e.docs.await(ref, nil)
+			f.policy = nil
+		}
 	}
 	for _, p := range put {
-		moved = append(moved, e.docs.put(p, e.policies[p.Ref])...)
+		f := e.policies[p.Ref]
+		if f == nil {
+			f = &inForce{ref: p.Ref}
+			e.policies[p.Ref] = f
+		}
+		touch(f)
+		moved = append(moved, e.docs.put(p, f.policy)...)
 		e.docs.await(p.Ref, p)
-		e.policies[p.Ref] = p
-		todo[p.Ref] = true
+		f.policy = p
 	}
 	for _, r := range moved {
 		for ref := range e.docs.waiting[r] {
-			todo[ref] = true
+			touch(e.policies[ref])
 		}
 	}
-	for ref := range todo {
-		old := e.rules[ref]
-		var list []*compiled
-		if p := e.policies[ref]; p != nil {
+	for _, f := range todo {
+		old := f.rules
+		f.rules, f.changing = nil, false
+		if p := f.policy; p != nil {
+			f.rules = make([]*compiled, 0, len(p.Rules))
 			for _, r := range p.Rules {
 				c := e.compile(p, r) // before the old one goes: shared selections keep their members
 				e.subjects.add(c)
-				list = append(list, c)
+				f.rules = append(f.rules, c)
 			}
+		} else {
+			delete(e.policies, f.ref)
 		}
 		e.deleteRules(old)
-		if e.rules[ref] = list; list == nil {
-			delete(e.rules, ref)
-		}
 	}
 	e.sweep()
 }
@@ -181,8 +204,8 @@ func (e *Engine) Policies() []*Policy {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	out := make([]*Policy, 0, len(e.policies))
-	for _, p := range e.policies {
-		out = append(out, p)
+	for _, f := range e.policies {
+		out = append(out, f.policy)
 	}
 	slices.SortFunc(out, func(a, b *Policy) int {
 		return cmp.Or(strings.Compare(a.Kind, b.Kind), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))

@@ -380,7 +380,7 @@ func TestForgotten(t *testing.T) {
 	if n := len(e.selections.byKey); n != 1 { // allow-localhost's
 		t.Errorf("%d selections stay, want 1", n)
 	}
-	if len(e.subjects.byKey)+len(e.subjects.byLabel.anchored)+len(e.subjects.byLabel.loose)+len(e.resolved)+len(e.rules) != 0 {
+	if len(e.subjects.byKey)+len(e.subjects.byLabel.anchored)+len(e.subjects.byLabel.loose)+len(e.resolved)+len(e.policies) != 0 {
 		t.Error("rules or subjects stay")
 	}
 	e.sweepNow()

@@ -80,7 +80,7 @@ func snapshotRules(ps []*Policy) string {
 	e.UpdatePolicies(ps, nil)
 	var b strings.Builder
 	for _, p := range e.Policies() {
-		for _, c := range e.rules[p.Ref] {
+		for _, c := range e.policies[p.Ref].rules {
 			fmt.Fprintf(&b, "%s %s %x\n", p.Ref, c.subject.Selector, c.digest)
 		}
 	}

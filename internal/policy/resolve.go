@@ -400,8 +400,8 @@ func (e *Engine) sweepNow() {
 		}
 	}
 	e.l7.sweep(sets)
-	for _, rules := range e.rules {
-		for _, c := range rules {
+	for _, f := range e.policies {
+		for _, c := range f.rules {
 			for _, part := range c.parts {
 				if part == nil {
 					continue

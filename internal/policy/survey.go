@@ -36,9 +36,9 @@ func (e *Engine) Survey(ids []identity.Identity) (out []Held) {
 		}
 		return who
 	}
-	for ref, list := range e.rules {
-		p := e.policies[ref]
-		for i, c := range list {
+	for ref, f := range e.policies {
+		p := f.policy
+		for i, c := range f.rules {
 			subjects := among(func(id *identity.Identity) bool {
 				return c.subject.matches(id) && (c.subject.among == thisNode || judged(id, nil))
 			})

@@ -121,14 +121,14 @@ func (e *Engine) side(subject, peer *identity.Identity, ports []NamedPort, d ver
 	slices.SortStableFunc(s.Steps, func(a, b Step) int {
 		return cmp.Or(cmp.Compare(order(a.Tier, a.Priority, a.Entry), order(b.Tier, b.Priority, b.Entry)), cmp.Compare(b.Effect, a.Effect), compareRefs(a.Rule, b.Rule))
 	})
-	for ref, list := range e.rules {
-		for i, c := range list {
+	for ref, f := range e.policies {
+		for i, c := range f.rules {
 			if c.parts[d].empty() || c.subject.matches(subject) {
 				continue
 			}
-			r := e.policies[ref].Rules[i]
+			r := f.policy.Rules[i]
 			s.Others = append(s.Others, Other{
-				Rule:    RuleRef{Policy: ref, Spec: r.Spec, Index: -1, Direction: d, File: e.policies[ref].File, Line: r.Line, Description: r.Description},
+				Rule:    RuleRef{Policy: ref, Spec: r.Spec, Index: -1, Direction: d, File: f.policy.File, Line: r.Line, Description: r.Description},
 				Missing: c.subject.missing(subject),
 			})
 		}
