@@ -12,6 +12,7 @@ import (
 	"porin/internal/endpoint"
 	"porin/internal/identity"
 	"porin/internal/labels"
+	"porin/internal/policy"
 )
 
 func (a *api) ListEndpoints(_ context.Context, req *agentv1.ListEndpointsRequest) (*agentv1.ListEndpointsResponse, error) {
@@ -111,6 +112,7 @@ func (a *api) endpointMessage(ep endpoint.Endpoint) *agentv1.Endpoint {
 		Device: ep.Device, Ifindex: uint32(ep.Ifindex), Mac: ep.MAC.String(), Phase: string(ep.Phase), Message: ep.Message,
 		IngressEnforced: ingress, EgressEnforced: egress, PolicyRevision: ep.Revision, Created: timestamppb.New(ep.Created),
 	}
+	m.NamedPorts = portMessages(ep.NamedPorts)
 	if ep.IPv4.IsValid() {
 		m.Ipv4 = ep.IPv4.String()
 	}
@@ -120,29 +122,42 @@ func (a *api) endpointMessage(ep endpoint.Endpoint) *agentv1.Endpoint {
 	return m
 }
 
-func (a *api) ListIdentities(_ context.Context, req *agentv1.ListIdentitiesRequest) (*agentv1.ListIdentitiesResponse, error) {
+func portMessages(ports []policy.NamedPort) (out []*agentv1.NamedPort) {
+	for _, p := range ports {
+		out = append(out, &agentv1.NamedPort{Name: p.Name, Protocol: portProtocols()[p.Proto], Port: uint32(p.Port)})
+	}
+	return out
+}
+
+func (a *api) ListIdentities(ctx context.Context, req *agentv1.ListIdentitiesRequest) (*agentv1.ListIdentitiesResponse, error) {
 	holds, err := wanted(req.GetLabels())
 	if err != nil {
 		return nil, err
 	}
-	uses := a.identityUses()
+	about, err := a.aboutIdentities(ctx)
+	if err != nil {
+		return nil, err
+	}
 	resp := &agentv1.ListIdentitiesResponse{}
 	for _, id := range a.identities.List() {
 		if holds(id.Labels) {
-			resp.Identities = append(resp.Identities, identityMessage(id, uses))
+			resp.Identities = append(resp.Identities, about.message(id))
 		}
 	}
 	return resp, nil
 }
 
-func (a *api) GetIdentity(_ context.Context, req *agentv1.GetIdentityRequest) (*agentv1.Identity, error) {
-	uses := a.identityUses()
+func (a *api) GetIdentity(ctx context.Context, req *agentv1.GetIdentityRequest) (*agentv1.Identity, error) {
+	about, err := a.aboutIdentities(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if len(req.GetLabels()) == 0 {
 		id, ok := a.identities.Get(identity.ID(req.GetId()))
 		if !ok {
 			return nil, status.Errorf(codes.NotFound, "identity %d: not known on this node", req.GetId())
 		}
-		return identityMessage(id, uses), nil
+		return about.message(id), nil
 	}
 	ls, err := labels.ParseAll(req.GetLabels()...)
 	if err != nil {
@@ -150,23 +165,29 @@ func (a *api) GetIdentity(_ context.Context, req *agentv1.GetIdentityRequest) (*
 	}
 	for _, id := range a.identities.List() {
 		if id.Labels.Key() == ls.Key() {
-			return identityMessage(id, uses), nil
+			return about.message(id), nil
 		}
 	}
 	return nil, status.Errorf(codes.NotFound, "identity of exactly %s: not known on this node; 'porin identity list' takes some of the labels", ls)
 }
 
-// identityUses counts the endpoints of this node by identity.
-func (a *api) identityUses() map[identity.ID]uint32 {
-	n := map[identity.ID]uint32{}
-	for _, ep := range a.endpoints.List() {
-		n[ep.Identity]++
-	}
-	return n
+// aboutIdentities is what this node knows of who has an identity.
+type aboutIdentities struct {
+	endpoints map[identity.ID]uint32 // of this node
+	ports     map[identity.ID][]policy.NamedPort
 }
 
-func identityMessage(id identity.Identity, uses map[identity.ID]uint32) *agentv1.Identity {
-	m := &agentv1.Identity{Id: uint32(id.ID), Labels: id.Labels.Strings(), Endpoints: uses[id.ID]}
+func (a *api) aboutIdentities(ctx context.Context) (about aboutIdentities, err error) {
+	about.endpoints = map[identity.ID]uint32{}
+	for _, ep := range a.endpoints.List() {
+		about.endpoints[ep.Identity]++
+	}
+	about.ports, err = a.endpoints.NamedPorts(ctx)
+	return about, err
+}
+
+func (about aboutIdentities) message(id identity.Identity) *agentv1.Identity {
+	m := &agentv1.Identity{Id: uint32(id.ID), Labels: id.Labels.Strings(), Endpoints: about.endpoints[id.ID], NamedPorts: portMessages(about.ports[id.ID])}
 	if id.Prefix.IsValid() {
 		m.Prefix = id.Prefix.String()
 	}

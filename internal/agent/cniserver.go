@@ -1,18 +1,21 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"porin/internal/cni"
 	"porin/internal/endpoint"
 	"porin/internal/ipam"
 	"porin/internal/kvstore"
+	"porin/internal/policy"
 )
 
 // addTimeout bounds an ADD: the runtime must hear of a failure while it still waits.
@@ -101,9 +104,13 @@ func (a *agent) serveCNI(ctx context.Context, req cni.Request) cni.Response {
 }
 
 func (a *agent) cniAdd(ctx context.Context, req cni.Request) (cni.Response, error) {
+	ports, err := namedPorts(req.NamedPorts)
+	if err != nil {
+		return cni.Response{}, err
+	}
 	ep, err := a.endpoints.Create(ctx, endpoint.Request{
 		ContainerID: req.ContainerID, IfName: req.IfName, Netns: req.Netns, Network: req.Network,
-		Namespace: req.Namespace, Pod: req.Pod, UID: req.UID, Labels: req.Labels, MTU: req.MTU,
+		Namespace: req.Namespace, Pod: req.Pod, UID: req.UID, Labels: req.Labels, NamedPorts: ports, MTU: req.MTU,
 	})
 	if err != nil {
 		return cni.Response{}, err
@@ -170,4 +177,26 @@ func cniError(req cni.Request, err error) *cni.Error {
 		code = cni.CodeInvalidNetns
 	}
 	return cni.Errorf(code, fmt.Sprintf("%s %s:%s", req.Command, req.ContainerID, req.IfName), "%v", err)
+}
+
+// portProtocols are those whose ports have names.
+func portProtocols() map[uint8]string {
+	return map[uint8]string{policy.ProtoTCP: "TCP", policy.ProtoUDP: "UDP", policy.ProtoSCTP: "SCTP"}
+}
+
+// namedPorts reads what a workload's configuration says of its ports.
+func namedPorts(list []cni.NamedPort) (out []policy.NamedPort, err error) {
+	for _, p := range list {
+		n, want := policy.NamedPort{Name: p.Name, Port: p.Port}, cmp.Or(strings.ToUpper(p.Protocol), "TCP")
+		for number, name := range portProtocols() {
+			if name == want {
+				n.Proto = number
+			}
+		}
+		if n.Proto == 0 {
+			return nil, fmt.Errorf("named port %q: protocol %q: TCP, UDP or SCTP: %w", p.Name, p.Protocol, endpoint.ErrInvalid)
+		}
+		out = append(out, n)
+	}
+	return out, nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"porin/internal/labels"
 	"porin/internal/policy"
 )
 
@@ -26,12 +27,45 @@ func parse(file string, data []byte) ([]*policy.Policy, error) {
 					Text: fmt.Sprintf("this agent cannot protect nodes yet, so %s would look in force and change nothing; take it out, and protect the nodes by other means (porin policy test judges it without an agent)", p.Ref),
 				})
 			}
+			errs = append(errs, nodeLabels(p, r)...)
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
 	return ps, nil
+}
+
+// nodeLabels refuses what would be wider than written because this agent does not tell nodes apart by their labels: a
+// deny that misses its nodes, and an allow that means the nodes without a label.
+func nodeLabels(p *policy.Policy, r *policy.Rule) (errs []error) {
+	say := func(e *policy.Entry, text string) {
+		errs = append(errs, &policy.FieldError{
+			File: p.File, Line: e.Line, Field: "nodes",
+			Text: fmt.Sprintf("this agent does not tell nodes apart by their labels yet, so %s of %s %s; use CIDRs, or {} for every node", specField(r), p.Ref, text),
+		})
+	}
+	for _, section := range []*policy.Section{&r.Ingress, &r.Egress} {
+		for _, e := range slices.Concat(section.Deny, section.Pass) {
+			if slices.ContainsFunc(e.Peers.Nodes, func(s labels.Selector) bool { return len(s.Requirements()) > 0 }) {
+				say(e, "would look in force and decide nothing")
+			}
+		}
+		for _, e := range section.Allow {
+			if slices.ContainsFunc(e.Peers.Nodes, meansUnlabelled) {
+				say(e, "would allow every node")
+			}
+		}
+	}
+	return errs
+}
+
+// meansUnlabelled tells whether a selector asks only for what a node does not have.
+func meansUnlabelled(s labels.Selector) bool {
+	qs := s.Requirements()
+	return len(qs) > 0 && !slices.ContainsFunc(qs, func(q labels.Requirement) bool {
+		return q.Operator != labels.NotIn && q.Operator != labels.DoesNotExist
+	})
 }
 
 func specField(r *policy.Rule) string {
@@ -52,6 +86,9 @@ func lacking(p *policy.Policy) (out []string) {
 		for _, e := range slices.Concat(r.Ingress.Allow, r.Egress.Allow) {
 			if e.Peers.Kind == policy.PeersFQDNs {
 				say("DNS names", "nothing looks them up yet, so what they allow is denied")
+			}
+			if slices.ContainsFunc(e.Peers.Nodes, func(s labels.Selector) bool { return len(s.Requirements()) > 0 }) {
+				say("labels of nodes", "nodes are not told apart yet, so what they allow is denied")
 			}
 			if e.Auth == policy.AuthRequired || e.Auth == policy.AuthTestAlwaysFail {
 				say("authentication", "nobody proves who he is yet, so what demands it is denied")

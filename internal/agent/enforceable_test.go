@@ -43,6 +43,25 @@ func TestHostPolicyIsRefused(t *testing.T) {
 	}
 }
 
+// TestNodeLabelsAreRefusedWhereTheyWouldWiden: nodes are not told apart here, so a deny would miss them, and an allow of
+// those without a label would mean all.
+func TestNodeLabelsAreRefusedWhereTheyWouldWiden(t *testing.T) {
+	for _, c := range []struct{ body, want string }{
+		{"ingress: [{fromNodes: [{}]}]", ""},
+		{"ingress: [{fromNodes: [{matchLabels: {zone: a}}]}]", ""}, // denied; see TestLacking
+		{"ingress: [{fromNodes: [{matchLabels: {zone: a}, matchExpressions: [{key: b, operator: DoesNotExist}]}]}]", ""},
+		{"ingressDeny: [{fromNodes: [{}]}]", ""},
+		{"ingressDeny: [{fromNodes: [{matchLabels: {zone: a}}]}]", "p.yaml:5: nodes: this agent does not tell nodes apart"},
+		{"egress: [{toNodes: [{matchExpressions: [{key: zone, operator: NotIn, values: [a]}]}]}]", "would allow every node"},
+		{"egress: [{toNodes: [{matchExpressions: [{key: zone, operator: DoesNotExist}]}]}]", "would allow every node"},
+	} {
+		_, err := parse("p.yaml", []byte(ciliumDoc(policy.KindNetworkPolicy, "p", "{endpointSelector: {}, "+c.body+"}")))
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.body, err, c.want)
+		}
+	}
+}
+
 // TestLacking: what only denies because a part of porin is missing is taken, and an alarm names the policy and why.
 func TestLacking(t *testing.T) {
 	h := newHouse(t, false)
@@ -51,6 +70,7 @@ func TestLacking(t *testing.T) {
 		{"a-plain", "{toEndpoints: [{}], toPorts: [{ports: [{port: 80}]}]}", ""},
 		{"b-names", "{toFQDNs: [{matchName: example.com}]}", "CiliumNetworkPolicy default/b-names: DNS names: nothing looks them up yet"},
 		{"c-auth", "{toEntities: [all], authentication: {mode: required}}", "CiliumNetworkPolicy default/c-auth: authentication: nobody proves"},
+		{"c-nodes", "{toNodes: [{matchLabels: {zone: a}}]}", "CiliumNetworkPolicy default/c-nodes: labels of nodes: nodes are not told apart"},
 		{"d-free", "{toEntities: [all], authentication: {mode: disabled}}", ""},
 		{"e-http", "{toPorts: [{ports: [{port: 80, protocol: TCP}, {port: 81, protocol: TCP}], rules: {http: [{method: GET}]}}]}", "CiliumNetworkPolicy default/e-http: layer 7: there is no proxy yet"},
 		{"f-sni", "{toPorts: [{ports: [{port: 443, protocol: TCP}], serverNames: [example.com]}]}", "CiliumNetworkPolicy default/f-sni: layer 7: there is no proxy yet"},

@@ -101,6 +101,14 @@ func (s *shell) endpointPage(use, short, example string, get func(ctx context.Co
 	return cmd
 }
 
+func portNames(ports []*agentv1.NamedPort) string {
+	var out []string
+	for _, p := range ports {
+		out = append(out, fmt.Sprintf("%s=%d/%s", p.GetName(), p.GetPort(), p.GetProtocol()))
+	}
+	return strings.Join(out, " ")
+}
+
 func showEndpoint(w io.Writer, ep *agentv1.Endpoint) error {
 	created := ""
 	if ep.GetCreated() != nil {
@@ -110,7 +118,7 @@ func showEndpoint(w io.Writer, ep *agentv1.Endpoint) error {
 		"Identity:", strconv.Itoa(int(ep.GetIdentity())), "Security labels:", strings.Join(ep.GetSecurityLabels(), " "), "All labels:", strings.Join(ep.GetLabels(), " "),
 		"Ingress:", enforced(ep.GetIngressEnforced()), "Egress:", enforced(ep.GetEgressEnforced()), "Policy revision:", strconv.FormatUint(ep.GetPolicyRevision(), 10),
 		"IPv4:", ep.GetIpv4(), "IPv6:", ep.GetIpv6(), "MAC:", ep.GetMac(), "Device:", fmt.Sprintf("%s (%d)", ep.GetDevice(), ep.GetIfindex()),
-		"In the workload:", strings.TrimSpace(ep.GetIfname()+" in "+ep.GetNetns()), "Container:", ep.GetContainerId(), "Created:", created)
+		"Named ports:", portNames(ep.GetNamedPorts()), "In the workload:", strings.TrimSpace(ep.GetIfname()+" in "+ep.GetNetns()), "Container:", ep.GetContainerId(), "Created:", created)
 }
 
 func (s *shell) endpointGet() *cobra.Command {

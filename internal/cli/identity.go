@@ -9,6 +9,8 @@ import (
 	"github.com/spf13/cobra"
 
 	agentv1 "porin/api/agent/v1"
+	"porin/internal/identity"
+	"porin/internal/labels"
 )
 
 func (s *shell) identityCommand() *cobra.Command {
@@ -21,7 +23,8 @@ func (s *shell) identityList() *cobra.Command {
 		Use:   "list [LABEL...]",
 		Short: "List the identities, or those whose labels are such",
 		Long: `Lists the identities that this node knows. Numbers below 256 are reserved, up to 65535 the cluster's, from 16777216 on
-this node's own, for CIDRs. ENDPOINTS counts the endpoints of this node. A LABEL is a condition, as 'porin endpoint list' has them.`,
+this node's own, for CIDRs; between these a mesh has those of its clusters. CLUSTER is the name of the cluster, or its
+number. ENDPOINTS counts the endpoints of this node. A LABEL is a condition, as 'porin endpoint list' has them.`,
 		Example: "  porin identity list\n  porin identity list k8s:org=empire",
 	}
 	out := outputFlag(cmd)
@@ -34,13 +37,30 @@ this node's own, for CIDRs. ENDPOINTS counts the endpoints of this node. A LABEL
 			return out.print(cmd.OutOrStdout(), func() ([]byte, error) { return messages(r.GetIdentities()) }, func(w io.Writer) error {
 				var rows [][]string
 				for _, id := range r.GetIdentities() {
-					rows = append(rows, []string{strconv.Itoa(int(id.GetId())), strconv.Itoa(int(id.GetEndpoints())), strings.Join(id.GetLabels(), " ")})
+					rows = append(rows, []string{strconv.Itoa(int(id.GetId())), clusterOf(id), strconv.Itoa(int(id.GetEndpoints())), strings.Join(id.GetLabels(), " ")})
 				}
-				return table(w, []string{"IDENTITY", "ENDPOINTS", "LABELS"}, rows)
+				return table(w, []string{"IDENTITY", "CLUSTER", "ENDPOINTS", "LABELS"}, rows)
 			})
 		})
 	}
 	return cmd
+}
+
+// clusterOf returns the cluster that gave the number; empty where no cluster did, or there is only one.
+func clusterOf(id *agentv1.Identity) string {
+	number := identity.ID(id.GetId())
+	if number.IsReserved() || number.IsLocal() {
+		return ""
+	}
+	for _, l := range id.GetLabels() {
+		if name, ok := strings.CutPrefix(l, labels.SourceK8s+":"+labels.KeyCluster+"="); ok {
+			return name
+		}
+	}
+	if number <= identity.MaxCluster {
+		return ""
+	}
+	return strconv.Itoa(int(number >> 16))
 }
 
 func (s *shell) identityGet() *cobra.Command {

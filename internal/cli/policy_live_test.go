@@ -28,7 +28,21 @@ func (a *liveAgent) ListEndpoints(context.Context, *agentv1.ListEndpointsRequest
 			Labels:         []string{"k8s:org=none"},
 		})
 	}
+	r.Endpoints[0].NamedPorts = []*agentv1.NamedPort{{Name: "exhaust", Protocol: "TCP", Port: 1138}}
 	return r, nil
+}
+
+func (a *liveAgent) ListIdentities(context.Context, *agentv1.ListIdentitiesRequest) (*agentv1.ListIdentitiesResponse, error) {
+	return &agentv1.ListIdentitiesResponse{Identities: []*agentv1.Identity{
+		{Id: 1000, NamedPorts: []*agentv1.NamedPort{{Name: "exhaust", Protocol: "TCP", Port: 1138}}},
+		{Id: 2000, Labels: []string{"k8s:class=yavin"}, NamedPorts: []*agentv1.NamedPort{{Name: "base", Protocol: "UDP", Port: 4}}},
+	}}, nil
+}
+
+func (a *liveAgent) ListNodes(context.Context, *agentv1.ListNodesRequest) (*agentv1.Table, error) {
+	return &agentv1.Table{Columns: []string{"NAME", "ADDRESSES"}, Rows: []*agentv1.Row{
+		{Cells: []string{"here", "127.0.0.1,192.0.2.1"}}, {Cells: []string{"there", "192.0.2.2,2001:db8::2"}},
+	}}, nil
 }
 
 func (a *liveAgent) ListPolicies(context.Context, *agentv1.ListPoliciesRequest) (*agentv1.ListPoliciesResponse, error) {
@@ -40,7 +54,7 @@ spec:
   endpointSelector: {matchLabels: {class: deathstar}}
   ingress:
     - fromEndpoints: [{matchLabels: {org: empire}}]
-      toPorts: [{ports: [{port: "80", protocol: TCP}]}]
+      toPorts: [{ports: [{port: "80", protocol: TCP}, {port: exhaust, protocol: TCP}]}]
 `
 	if a.broken != "" {
 		text = a.broken
@@ -55,6 +69,11 @@ func TestPolicyLive(t *testing.T) {
 		{"trace --from xwing --to default/deathstar --port 80", "DENY: default/xwing -> default/deathstar 80/TCP"},
 		{"trace --from 10.1.0.6 --to 10.1.0.5 --port 80", "ALLOW: default/tiefighter -> default/deathstar 80/TCP"}, // an endpoint's address is that endpoint
 		{"trace --from host --to deathstar --port 80", "DENY: reserved:host"},                                      // the agent's allow-localhost
+		{"trace --from tiefighter --to deathstar --port 1138", "ALLOW: default/tiefighter -> default/deathstar 1138/TCP"}, // by its name
+		{"trace --from tiefighter --to deathstar --port exhaust", "ALLOW: default/tiefighter -> default/deathstar 1138/TCP"},
+		{"trace --from there --to deathstar --port 80", "DENY: there"},
+		{"trace --from 192.0.2.2 --to deathstar --port 80", "DENY: there"}, // a node's address is that node
+		{"trace --from here --to deathstar --port 80", "DENY: here"},
 		{"explain --from xwing --to deathstar --port 80", "-> give default/xwing the label org=empire"},
 		{"explain --from xwing --to deathstar --port 80", "(agent:CiliumNetworkPolicy:default/deathstar:8)"},
 		{"matrix --port 80 -o list", "default/tiefighter  default/deathstar   80/TCP  allow"},

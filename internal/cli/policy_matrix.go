@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -28,7 +29,7 @@ connection, with the rules that decided. Without --port, every port that a workl
 		Args: exactly(),
 	}
 	a.flags(cmd)
-	cmd.Flags().StringSliceVar(&texts, "port", nil, "port as 80/TCP, 53/UDP, 8/ICMP (a type) or ICMP (default: every port that a workload serves)")
+	cmd.Flags().StringSliceVar(&texts, "port", nil, "port as 80/TCP, 53/UDP, 8/ICMP (a type), ICMP, or a name (default: every port that a workload serves)")
 	cmd.Flags().StringArrayVar(&with, "with", nil, "another end: an address, host, world-ipv4, labels (may be repeated)")
 	out := outputFlag(cmd, "list")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -36,11 +37,11 @@ connection, with the rules that decided. Without --port, every port that a workl
 		if err != nil {
 			return err
 		}
-		ps, err := ports(w, texts)
+		ps, names, err := ports(w, texts)
 		if err != nil {
 			return err
 		}
-		if len(ps) == 0 {
+		if len(texts) == 0 {
 			ps = w.Served()
 		}
 		who := w.Workloads()
@@ -57,6 +58,13 @@ connection, with the rules that decided. Without --port, every port that a workl
 		cells, err := w.Matrix(who, who, ps)
 		if err != nil {
 			return err
+		}
+		for _, name := range names {
+			more, err := w.MatrixNamed(who, who, name)
+			if err != nil {
+				return coded{fmt.Errorf("--port: %w", err), exitUsage}
+			}
+			cells = append(cells, more...)
 		}
 		if out.format == "list" {
 			return paintedTable(cmd.OutOrStdout(), []string{"FROM", "TO", "PORT", "VERDICT", "SIDE", "DECIDED BY"}, cellRows(cells), 3)
@@ -76,7 +84,7 @@ func cellRows(cells []advise.Cell) (rows [][]string) {
 // printMatrix prints one table for each port.
 func printMatrix(w io.Writer, cells []advise.Cell) error {
 	for len(cells) > 0 {
-		n := slices.IndexFunc(cells, func(c advise.Cell) bool { return c.Port != cells[0].Port })
+		n := slices.IndexFunc(cells, func(c advise.Cell) bool { return portTitle(c) != portTitle(cells[0]) })
 		if n < 0 {
 			n = len(cells)
 		}
@@ -90,6 +98,9 @@ func printMatrix(w io.Writer, cells []advise.Cell) error {
 	return nil
 }
 
+// portTitle is the port as it was asked about: a name has another number at each receiver.
+func portTitle(c advise.Cell) string { return cmp.Or(c.Named, c.Port) }
+
 func printPort(w io.Writer, cells []advise.Cell) error {
 	at, rowNames, columnNames := map[[2]string]string{}, map[string]bool{}, map[string]bool{}
 	for _, c := range cells {
@@ -97,7 +108,7 @@ func printPort(w io.Writer, cells []advise.Cell) error {
 		at[[2]string{c.From, c.To}] = c.Verdict
 	}
 	froms, tos := slices.Sorted(maps.Keys(rowNames)), slices.Sorted(maps.Keys(columnNames))
-	columns := []string{flow.Escape(cells[0].Port)}
+	columns := []string{flow.Escape(portTitle(cells[0]))}
 	for _, to := range tos {
 		columns = append(columns, flow.Escape(to))
 	}

@@ -19,7 +19,7 @@ type connection struct {
 func (c *connection) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&c.from, "from", "", "who opens the connection")
 	cmd.Flags().StringVar(&c.to, "to", "", "who is asked")
-	cmd.Flags().StringVar(&c.port, "port", "80/TCP", "port as 80/TCP, 53/UDP, 8/ICMP (a type) or ICMP (ping)")
+	cmd.Flags().StringVar(&c.port, "port", "80/TCP", "port as 80/TCP, 53/UDP, 8/ICMP (a type), ICMP (ping), or a name that the receiver gives to one")
 	cmd.Flags().StringVar(&c.family, "family", "", "ipv4 or ipv6, where it matters: ping, and outside hosts with several addresses")
 }
 
@@ -42,7 +42,10 @@ func (c *connection) read(w *advise.World) (from, to advise.End, p advise.Port, 
 	if c.family != "" {
 		families = []string{c.family}
 	}
-	ps, err := advise.ParsePort(c.port, families)
+	ps, err := to.Port(c.port, families)
+	if err == nil && len(ps) > 1 && !strings.EqualFold(c.port, "ICMP") {
+		err = fmt.Errorf("port %q of %s means %v: add the protocol", c.port, to.Name, ps)
+	}
 	if err == nil && len(ps) == 0 {
 		err = fmt.Errorf("port %q: not of the family %s", c.port, strings.Join(families, " and "))
 	}

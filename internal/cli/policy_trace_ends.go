@@ -77,7 +77,7 @@ func (e *endFlags) text(s *shell, cmd *cobra.Command, w *advise.World, live bool
 	}
 	id := identity.ID(e.identity)
 	for _, end := range w.Ends {
-		if end.Identity.ID == id {
+		if end.Kind != advise.Node && end.Identity.ID == id {
 			return end.Name, nil
 		}
 	}

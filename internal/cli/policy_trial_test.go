@@ -140,9 +140,9 @@ spec:
 	code, out, errs := call(t.Context(), New(), "", "policy", "apply", "--dry-run", file)
 	for _, want := range []string{
 		"would change CiliumNetworkPolicy default/deathstar\n",
-		"default/tiefighter  default/deathstar  80/TCP      allow  deny   CiliumNetworkPolicy default/deathstar ingress (",
-		"default/xwing       default/deathstar  80/TCP      deny   allow  CiliumNetworkPolicy default/deathstar ingress[0]",
-		"203.0.113.0/24      default/deathstar  everything  deny   allow",
+		"default/tiefighter  default/deathstar  80/TCP, 1138/TCP  allow  deny   CiliumNetworkPolicy default/deathstar ingress (",
+		"default/xwing       default/deathstar  80/TCP            deny   allow  CiliumNetworkPolicy default/deathstar ingress[0]",
+		"203.0.113.0/24      default/deathstar  everything        deny   allow",
 		"of 4 recorded connections, 3 would be judged otherwise:\n",
 		"203.0.113.9         default/deathstar  80/TCP  deny   allow  1     2026-11-21T10:15:04Z  CiliumNetworkPolicy default/deathstar ingress[1]",
 		"default/xwing       default/deathstar  80/TCP  deny   allow  2     2026-11-21T10:15:04Z",

@@ -125,7 +125,7 @@ func liveWorld(ctx context.Context, agent agentv1.AgentClient) (*advise.World, e
 		if err != nil {
 			return nil, fmt.Errorf("labels of endpoint %d: %w", ep.GetId(), err)
 		}
-		e := advise.End{Kind: advise.Workload, Name: ep.GetNamespace() + "/" + ep.GetPod(), Identity: identity.Identity{ID: identity.ID(ep.GetIdentity()), Labels: ls}}
+		e := advise.End{Kind: advise.Workload, Name: ep.GetNamespace() + "/" + ep.GetPod(), Identity: identity.Identity{ID: identity.ID(ep.GetIdentity()), Labels: ls}, Ports: livePorts(ep.GetNamedPorts())}
 		if ep.GetPod() == "" {
 			e.Name = fmt.Sprint(ep.GetId())
 		}
@@ -135,6 +135,21 @@ func liveWorld(ctx context.Context, agent agentv1.AgentClient) (*advise.World, e
 			}
 		}
 		ends = append(ends, e)
+	}
+	nodes, err := liveNodes(ctx, agent)
+	if err != nil {
+		return nil, err
+	}
+	ends = append(ends, nodes...)
+	ids, err := agent.ListIdentities(ctx, &agentv1.ListIdentitiesRequest{})
+	if err != nil {
+		return nil, err
+	}
+	cfg.Ports = map[identity.ID][]policy.NamedPort{}
+	for _, id := range ids.GetIdentities() {
+		if ports := livePorts(id.GetNamedPorts()); len(ports) > 0 {
+			cfg.Ports[identity.ID(id.GetId())] = ports
+		}
 	}
 	list, err := agent.ListPolicies(ctx, &agentv1.ListPoliciesRequest{})
 	if err != nil {
@@ -149,6 +164,44 @@ func liveWorld(ctx context.Context, agent agentv1.AgentClient) (*advise.World, e
 		all = append(all, ps...)
 	}
 	return advise.New(cfg, ends, all), nil
+}
+
+// liveNodes is the nodes that the agent knows, itself first, as the kernel knows them: it does not tell remote nodes apart.
+func liveNodes(ctx context.Context, agent agentv1.AgentClient) ([]advise.End, error) {
+	t, err := agent.ListNodes(ctx, &agentv1.ListNodesRequest{})
+	if err != nil {
+		return nil, err
+	}
+	name, addresses := slices.Index(t.GetColumns(), "NAME"), slices.Index(t.GetColumns(), "ADDRESSES")
+	var out []advise.End
+	for i, row := range t.GetRows() {
+		if name < 0 || len(row.GetCells()) != len(t.GetColumns()) {
+			continue
+		}
+		id := identity.RemoteNode
+		if i == 0 {
+			id = identity.Host
+		}
+		e := advise.End{Kind: advise.Node, Name: row.GetCells()[name], Identity: reservedIdentity(id)}
+		if addresses >= 0 {
+			for text := range strings.SplitSeq(row.GetCells()[addresses], ",") {
+				if a, err := netip.ParseAddr(text); err == nil && !a.IsLoopback() && !a.IsLinkLocalUnicast() {
+					e.Addrs = append(e.Addrs, a)
+				}
+			}
+		}
+		out = append(out, e)
+	}
+	return out, nil
+}
+
+func livePorts(list []*agentv1.NamedPort) (out []policy.NamedPort) {
+	for _, p := range list {
+		if ps, err := advise.ParsePort(fmt.Sprintf("%d/%s", p.GetPort(), p.GetProtocol()), nil); err == nil {
+			out = append(out, policy.NamedPort{Name: p.GetName(), Proto: ps[0].Proto, Port: ps[0].Number})
+		}
+	}
+	return out
 }
 
 // one returns the end that text means; of several replicas the first, since all are judged alike.
@@ -166,17 +219,20 @@ func one(w *advise.World, flag, text, family string) (advise.End, error) {
 	return list[0], nil
 }
 
-// ports reads --port.
-func ports(w *advise.World, texts []string) ([]advise.Port, error) {
-	var out []advise.Port
+// ports reads --port: numbers, and names that mean another number at each workload.
+func ports(w *advise.World, texts []string) (numbers []advise.Port, names []string, err error) {
 	for _, text := range texts {
+		if advise.IsPortName(text) {
+			names = append(names, text)
+			continue
+		}
 		ps, err := advise.ParsePort(text, w.Config.Families)
 		if err != nil {
-			return nil, coded{err, exitUsage}
+			return nil, nil, coded{err, exitUsage}
 		}
-		out = append(out, ps...)
+		numbers = append(numbers, ps...)
 	}
-	return out, nil
+	return numbers, names, nil
 }
 
 // ruleNames is rules with their places, one after the other.

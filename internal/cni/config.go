@@ -44,7 +44,8 @@ type Config struct {
 
 	Args struct {
 		CNI struct {
-			Labels []keyValue `json:"labels"`
+			Labels     []keyValue  `json:"labels"`
+			NamedPorts []NamedPort `json:"namedPorts"`
 		} `json:"cni"`
 		Mesos struct {
 			NetworkInfo struct {
@@ -169,6 +170,7 @@ func (c *Config) request(cmd Command, a *callArgs) (Request, error) {
 	if req.Pod != "" && req.Namespace == "" {
 		return req, Errorf(CodeInvalidEnvironment, "read CNI_ARGS", "K8S_POD_NAME is given without K8S_POD_NAMESPACE")
 	}
+	req.NamedPorts = c.Args.CNI.NamedPorts
 	req.Labels, err = c.labels(req.Namespace != "")
 	return req, err
 }

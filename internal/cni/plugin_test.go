@@ -39,7 +39,7 @@ func TestRootAddReturnsTheResult(t *testing.T) {
 			conf: map[string]any{
 				"mtu": 1400, "dns": map[string]any{"nameservers": []string{"10.0.0.10"}},
 				"args": map[string]any{
-					"cni":              map[string]any{"labels": []any{map[string]string{"key": "app", "value": "web"}}},
+					"cni":              map[string]any{"labels": []any{map[string]string{"key": "app", "value": "web"}}, "namedPorts": []any{map[string]any{"name": "http", "port": 80}}},
 					"org.apache.mesos": map[string]any{"network_info": map[string]any{"labels": map[string]any{"labels": []any{map[string]string{"key": "task", "value": "x"}}}}},
 				},
 			},
@@ -70,7 +70,7 @@ func TestRootAddReturnsTheResult(t *testing.T) {
 	want := Request{
 		Version: WireVersion, Command: Add, Network: "net", ContainerID: "c1", IfName: "eth0", Netns: ns, Namespace: "default", Pod: "web-0", UID: "abc", MTU: 1400,
 		Args:   map[string]string{"IgnoreUnknown": "1", "K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": "web-0", "K8S_POD_UID": "abc"},
-		Labels: labels.Labels{{Source: "k8s", Key: "app", Value: "web"}, {Source: "mesos", Key: "task", Value: "x"}},
+		Labels: labels.Labels{{Source: "k8s", Key: "app", Value: "web"}, {Source: "mesos", Key: "task", Value: "x"}}, NamedPorts: []NamedPort{{Name: "http", Port: 80}},
 	}
 	if got := n.last(); !reflect.DeepEqual(got, want) {
 		t.Errorf("asked\n%+v\nwant\n%+v", got, want)

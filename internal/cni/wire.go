@@ -56,10 +56,18 @@ type Request struct {
 	UID         string            `json:"uid,omitempty"`
 	Args        map[string]string `json:"args,omitempty"`   // CNI_ARGS, all of them
 	Labels      labels.Labels     `json:"labels,omitempty"` // from the configuration; not yet judged
-	MTU         int               `json:"mtu,omitempty"`    // 0: the agent's
+	NamedPorts  []NamedPort       `json:"named-ports,omitempty"`
+	MTU         int               `json:"mtu,omitempty"` // 0: the agent's
 
 	Attachments []Attachment `json:"attachments,omitempty"` // GC: those that stay
 	Prev        *Response    `json:"prev,omitempty"`        // CHECK: what ADD had returned
+}
+
+// NamedPort is a port of the workload that rules may name.
+type NamedPort struct {
+	Name     string `json:"name"`
+	Protocol string `json:"protocol,omitempty"` // TCP (default), UDP, SCTP
+	Port     uint16 `json:"port"`
 }
 
 // Interface of a result.

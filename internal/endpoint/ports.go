@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"porin/internal/identity"
@@ -134,4 +135,13 @@ func (e *Endpoints) LearnPorts(ctx context.Context, set map[identity.ID][]policy
 		return err
 	}
 	return e.commit()
+}
+
+// NamedPorts returns the ports that have a name, of every identity whose workloads have some, on whatever node.
+func (e *Endpoints) NamedPorts(ctx context.Context) (map[identity.ID][]policy.NamedPort, error) {
+	if err := e.take(ctx); err != nil {
+		return nil, fmt.Errorf("look up the named ports: %w", err)
+	}
+	defer e.give()
+	return maps.Clone(e.kernel.ports.told), nil
 }

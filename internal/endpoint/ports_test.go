@@ -3,6 +3,7 @@ package endpoint
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -84,6 +85,9 @@ func TestNamedPorts(t *testing.T) {
 	}
 	elsewhere(port("http", 81), port("http", 80))
 	ask("one 8080; two 80; client 80,81,8080")
+	if got, err := a.NamedPorts(t.Context()); err != nil || !slices.Equal(got[one.Identity], []policy.NamedPort{port("admin", 9), port("http", 80), port("http", 81), port("http", 8080)}) {
+		t.Errorf("known of ports: %v, %v", got, err)
+	}
 	if err := a.Delete(t.Context(), "two", "eth0"); err != nil {
 		t.Fatal(err)
 	}

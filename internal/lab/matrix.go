@@ -150,7 +150,7 @@ func servedPorts(pods []place) []portProto {
 // code, but none of the agent's state and nothing of the kernel.
 func (l *Lab) predictor(ctx context.Context) (func(from, to place, p portProto, family string) (string, error), error) {
 	var engine *policy.Engine
-	of := map[netip.Addr]identity.Identity{}
+	of, ports := map[netip.Addr]identity.Identity{}, map[identity.ID][]policy.NamedPort{}
 	for _, n := range l.places(kindNode) {
 		err := withAgent(n, func(c agentv1.AgentClient) error {
 			var err error
@@ -158,12 +158,13 @@ func (l *Lab) predictor(ctx context.Context) (func(from, to place, p portProto, 
 			if err != nil {
 				return err
 			}
-			return identitiesOf(ctx, c, of)
+			return identitiesOf(ctx, c, of, ports)
 		})
 		if err != nil {
 			return nil, err
 		}
 	}
+	engine.UpdatePorts(ports)
 	return func(from, to place, p portProto, family string) (string, error) {
 		src, _ := from.addr(family)
 		dst, _ := to.addr(family)
@@ -221,7 +222,7 @@ func engineOf(ctx context.Context, c agentv1.AgentClient) (*policy.Engine, error
 	return engine, nil
 }
 
-func identitiesOf(ctx context.Context, c agentv1.AgentClient, into map[netip.Addr]identity.Identity) error {
+func identitiesOf(ctx context.Context, c agentv1.AgentClient, into map[netip.Addr]identity.Identity, ports map[identity.ID][]policy.NamedPort) error {
 	list, err := c.ListEndpoints(ctx, &agentv1.ListEndpointsRequest{})
 	if err != nil {
 		return err
@@ -231,9 +232,14 @@ func identitiesOf(ctx context.Context, c agentv1.AgentClient, into map[netip.Add
 		if err != nil {
 			return fmt.Errorf("read the labels of endpoint %d: %w", ep.GetId(), err)
 		}
+		id := identity.ID(ep.GetIdentity())
+		for _, p := range ep.GetNamedPorts() {
+			proto, _ := number(portProto{protocol: p.GetProtocol()}, ipv4)
+			ports[id] = append(ports[id], policy.NamedPort{Name: p.GetName(), Proto: proto, Port: uint16(p.GetPort())})
+		}
 		for _, a := range []string{ep.GetIpv4(), ep.GetIpv6()} {
 			if addr, err := netip.ParseAddr(a); err == nil {
-				into[addr] = identity.Identity{ID: identity.ID(ep.GetIdentity()), Labels: ls}
+				into[addr] = identity.Identity{ID: id, Labels: ls}
 			}
 		}
 	}

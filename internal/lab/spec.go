@@ -96,7 +96,7 @@ type command []string
 type check struct {
 	From     string  `yaml:"from"`
 	To       string  `yaml:"to"`
-	Port     uint16  `yaml:"port"`
+	Named    string  `yaml:"port"` // number, or name of a port that To serves; Port is what it means
 	Protocol string  `yaml:"protocol"`
 	Family   string  `yaml:"family"`
 	Expect   string  `yaml:"expect"`
@@ -109,6 +109,7 @@ type check struct {
 	HTTP     map[string]any `yaml:"http"`
 	Backends int            `yaml:"backends"`
 
+	Port uint16 `yaml:"-"`
 	line int
 }
 

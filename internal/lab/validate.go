@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -70,6 +71,9 @@ func (s *Spec) setDefaults() {
 			c.Protocol = "TCP"
 		}
 		c.Protocol = strings.ToUpper(c.Protocol)
+		if c.Named != "" {
+			c.Port = s.port(c)
+		}
 		if c.Times == 0 {
 			c.Times = 1
 		}
@@ -77,6 +81,24 @@ func (s *Spec) setDefaults() {
 			c.Expect = "0"
 		}
 	}
+}
+
+// port is what a check's port means: a number, or the name that the workload gives to one.
+func (s *Spec) port(c *check) uint16 {
+	if n, err := strconv.ParseUint(c.Named, 10, 16); err == nil {
+		return uint16(n)
+	}
+	for _, p := range s.pods() {
+		if c.To != p.name && c.To != p.Name && c.To != p.Namespace+"/"+p.name {
+			continue
+		}
+		for _, v := range p.Serves {
+			if strings.EqualFold(v.Name, c.Named) && strings.EqualFold(cmp.Or(v.Protocol, "TCP"), c.Protocol) {
+				return v.Port
+			}
+		}
+	}
+	return 0
 }
 
 func serverDefaults(list []server) {
@@ -347,7 +369,9 @@ func (c *check) check(p *problems, s *Spec, n names) {
 	}
 	switch c.Protocol {
 	case "TCP", "UDP":
-		if c.Port == 0 {
+		if c.Port == 0 && c.Named != "" {
+			at("port: %q is neither a number from 1 to 65535 nor the name of a %s port that %s serves", c.Named, c.Protocol, c.To)
+		} else if c.Port == 0 {
 			at("port is missing")
 		}
 	case "ICMP":

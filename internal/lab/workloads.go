@@ -146,15 +146,25 @@ func cniConfig(p place) ([]byte, error) {
 		Key   string `json:"key"`
 		Value string `json:"value"`
 	}
-	labels := []label{}
+	type namedPort struct {
+		Name     string `json:"name"`
+		Protocol string `json:"protocol"`
+		Port     uint16 `json:"port"`
+	}
+	labels, ports := []label{}, []namedPort{}
 	for _, k := range keys(p.Labels) {
 		labels = append(labels, label{k, p.Labels[k]})
+	}
+	for _, s := range p.Serves {
+		if s.Name != "" {
+			ports = append(ports, namedPort{s.Name, s.Protocol, s.Port})
+		}
 	}
 	b, err := json.Marshal(map[string]any{
 		"cniVersion": "1.1.0",
 		"name":       "porin",
 		"type":       "porin-cni",
-		"args":       map[string]any{"cni": map[string]any{"labels": labels}},
+		"args":       map[string]any{"cni": map[string]any{"labels": labels, "namedPorts": ports}},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("attach %s: write the CNI configuration: %w", p.Name, err)

@@ -358,6 +358,7 @@ type Endpoint struct {
 	EgressEnforced  bool                   `protobuf:"varint,18,opt,name=egress_enforced,json=egressEnforced,proto3" json:"egress_enforced,omitempty"`
 	PolicyRevision  uint64                 `protobuf:"varint,19,opt,name=policy_revision,json=policyRevision,proto3" json:"policy_revision,omitempty"`
 	Created         *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=created,proto3" json:"created,omitempty"`
+	NamedPorts      []*NamedPort           `protobuf:"bytes,21,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"` // that rules may name
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -532,6 +533,73 @@ func (x *Endpoint) GetCreated() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Endpoint) GetNamedPorts() []*NamedPort {
+	if x != nil {
+		return x.NamedPorts
+	}
+	return nil
+}
+
+type NamedPort struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Protocol      string                 `protobuf:"bytes,2,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NamedPort) Reset() {
+	*x = NamedPort{}
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NamedPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NamedPort) ProtoMessage() {}
+
+func (x *NamedPort) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NamedPort.ProtoReflect.Descriptor instead.
+func (*NamedPort) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *NamedPort) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NamedPort) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *NamedPort) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
 type ListEndpointsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Labels        []string               `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty"`
@@ -541,7 +609,7 @@ type ListEndpointsRequest struct {
 
 func (x *ListEndpointsRequest) Reset() {
 	*x = ListEndpointsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +621,7 @@ func (x *ListEndpointsRequest) String() string {
 func (*ListEndpointsRequest) ProtoMessage() {}
 
 func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +634,7 @@ func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListEndpointsRequest) GetLabels() []string {
@@ -585,7 +653,7 @@ type ListEndpointsResponse struct {
 
 func (x *ListEndpointsResponse) Reset() {
 	*x = ListEndpointsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -597,7 +665,7 @@ func (x *ListEndpointsResponse) String() string {
 func (*ListEndpointsResponse) ProtoMessage() {}
 
 func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -610,7 +678,7 @@ func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListEndpointsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListEndpointsResponse) GetEndpoints() []*Endpoint {
@@ -629,7 +697,7 @@ type GetEndpointRequest struct {
 
 func (x *GetEndpointRequest) Reset() {
 	*x = GetEndpointRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +709,7 @@ func (x *GetEndpointRequest) String() string {
 func (*GetEndpointRequest) ProtoMessage() {}
 
 func (x *GetEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +722,7 @@ func (x *GetEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEndpointRequest.ProtoReflect.Descriptor instead.
 func (*GetEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetEndpointRequest) GetId() string {
@@ -675,7 +743,7 @@ type SetEndpointLabelsRequest struct {
 
 func (x *SetEndpointLabelsRequest) Reset() {
 	*x = SetEndpointLabelsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +755,7 @@ func (x *SetEndpointLabelsRequest) String() string {
 func (*SetEndpointLabelsRequest) ProtoMessage() {}
 
 func (x *SetEndpointLabelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +768,7 @@ func (x *SetEndpointLabelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetEndpointLabelsRequest.ProtoReflect.Descriptor instead.
 func (*SetEndpointLabelsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SetEndpointLabelsRequest) GetId() string {
@@ -733,7 +801,7 @@ type EndpointLogResponse struct {
 
 func (x *EndpointLogResponse) Reset() {
 	*x = EndpointLogResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -745,7 +813,7 @@ func (x *EndpointLogResponse) String() string {
 func (*EndpointLogResponse) ProtoMessage() {}
 
 func (x *EndpointLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -758,7 +826,7 @@ func (x *EndpointLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointLogResponse.ProtoReflect.Descriptor instead.
 func (*EndpointLogResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *EndpointLogResponse) GetEntries() []*LogEntry {
@@ -779,7 +847,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -791,7 +859,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -804,7 +872,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LogEntry) GetTime() *timestamppb.Timestamp {
@@ -841,7 +909,7 @@ type EndpointHealthResponse struct {
 
 func (x *EndpointHealthResponse) Reset() {
 	*x = EndpointHealthResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +921,7 @@ func (x *EndpointHealthResponse) String() string {
 func (*EndpointHealthResponse) ProtoMessage() {}
 
 func (x *EndpointHealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +934,7 @@ func (x *EndpointHealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointHealthResponse.ProtoReflect.Descriptor instead.
 func (*EndpointHealthResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *EndpointHealthResponse) GetEndpoint() string {
@@ -910,13 +978,14 @@ type Identity struct {
 	Labels        []string               `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty"`
 	Prefix        string                 `protobuf:"bytes,3,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	Endpoints     uint32                 `protobuf:"varint,4,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
+	NamedPorts    []*NamedPort           `protobuf:"bytes,5,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"` // of its workloads, wherever they are
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +997,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -941,7 +1010,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Identity) GetId() uint32 {
@@ -972,6 +1041,13 @@ func (x *Identity) GetEndpoints() uint32 {
 	return 0
 }
 
+func (x *Identity) GetNamedPorts() []*NamedPort {
+	if x != nil {
+		return x.NamedPorts
+	}
+	return nil
+}
+
 type ListIdentitiesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Labels        []string               `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty"`
@@ -981,7 +1057,7 @@ type ListIdentitiesRequest struct {
 
 func (x *ListIdentitiesRequest) Reset() {
 	*x = ListIdentitiesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -993,7 +1069,7 @@ func (x *ListIdentitiesRequest) String() string {
 func (*ListIdentitiesRequest) ProtoMessage() {}
 
 func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1006,7 +1082,7 @@ func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesRequest.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListIdentitiesRequest) GetLabels() []string {
@@ -1025,7 +1101,7 @@ type ListIdentitiesResponse struct {
 
 func (x *ListIdentitiesResponse) Reset() {
 	*x = ListIdentitiesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1113,7 @@ func (x *ListIdentitiesResponse) String() string {
 func (*ListIdentitiesResponse) ProtoMessage() {}
 
 func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1126,7 @@ func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesResponse.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListIdentitiesResponse) GetIdentities() []*Identity {
@@ -1070,7 +1146,7 @@ type GetIdentityRequest struct {
 
 func (x *GetIdentityRequest) Reset() {
 	*x = GetIdentityRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1082,7 +1158,7 @@ func (x *GetIdentityRequest) String() string {
 func (*GetIdentityRequest) ProtoMessage() {}
 
 func (x *GetIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1095,7 +1171,7 @@ func (x *GetIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIdentityRequest.ProtoReflect.Descriptor instead.
 func (*GetIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetIdentityRequest) GetId() uint32 {
@@ -1122,7 +1198,7 @@ type ManifestFile struct {
 
 func (x *ManifestFile) Reset() {
 	*x = ManifestFile{}
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1210,7 @@ func (x *ManifestFile) String() string {
 func (*ManifestFile) ProtoMessage() {}
 
 func (x *ManifestFile) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1223,7 @@ func (x *ManifestFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestFile.ProtoReflect.Descriptor instead.
 func (*ManifestFile) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ManifestFile) GetName() string {
@@ -1173,7 +1249,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1261,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1274,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ApplyPolicyRequest) GetFiles() []*ManifestFile {
@@ -1219,7 +1295,7 @@ type PolicyRef struct {
 
 func (x *PolicyRef) Reset() {
 	*x = PolicyRef{}
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1307,7 @@ func (x *PolicyRef) String() string {
 func (*PolicyRef) ProtoMessage() {}
 
 func (x *PolicyRef) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1320,7 @@ func (x *PolicyRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRef.ProtoReflect.Descriptor instead.
 func (*PolicyRef) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PolicyRef) GetKind() string {
@@ -1279,7 +1355,7 @@ type DeletePolicyRequest struct {
 
 func (x *DeletePolicyRequest) Reset() {
 	*x = DeletePolicyRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1367,7 @@ func (x *DeletePolicyRequest) String() string {
 func (*DeletePolicyRequest) ProtoMessage() {}
 
 func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1380,7 @@ func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyRequest.ProtoReflect.Descriptor instead.
 func (*DeletePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeletePolicyRequest) GetPolicies() []*PolicyRef {
@@ -1339,7 +1415,7 @@ type TryPolicyRequest struct {
 
 func (x *TryPolicyRequest) Reset() {
 	*x = TryPolicyRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1427,7 @@ func (x *TryPolicyRequest) String() string {
 func (*TryPolicyRequest) ProtoMessage() {}
 
 func (x *TryPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1440,7 @@ func (x *TryPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryPolicyRequest.ProtoReflect.Descriptor instead.
 func (*TryPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TryPolicyRequest) GetApply() *ApplyPolicyRequest {
@@ -1401,7 +1477,7 @@ type PolicyTrial struct {
 
 func (x *PolicyTrial) Reset() {
 	*x = PolicyTrial{}
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1489,7 @@ func (x *PolicyTrial) String() string {
 func (*PolicyTrial) ProtoMessage() {}
 
 func (x *PolicyTrial) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1502,7 @@ func (x *PolicyTrial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyTrial.ProtoReflect.Descriptor instead.
 func (*PolicyTrial) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PolicyTrial) GetRevision() uint64 {
@@ -1473,7 +1549,7 @@ type SettlePolicyRequest struct {
 
 func (x *SettlePolicyRequest) Reset() {
 	*x = SettlePolicyRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1561,7 @@ func (x *SettlePolicyRequest) String() string {
 func (*SettlePolicyRequest) ProtoMessage() {}
 
 func (x *SettlePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1574,7 @@ func (x *SettlePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettlePolicyRequest.ProtoReflect.Descriptor instead.
 func (*SettlePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SettlePolicyRequest) GetRevision() uint64 {
@@ -1519,7 +1595,7 @@ type PolicyRevision struct {
 
 func (x *PolicyRevision) Reset() {
 	*x = PolicyRevision{}
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1607,7 @@ func (x *PolicyRevision) String() string {
 func (*PolicyRevision) ProtoMessage() {}
 
 func (x *PolicyRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1620,7 @@ func (x *PolicyRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRevision.ProtoReflect.Descriptor instead.
 func (*PolicyRevision) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PolicyRevision) GetRevision() uint64 {
@@ -1577,7 +1653,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1665,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1678,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListPoliciesRequest) GetPolicies() []*PolicyRef {
@@ -1627,7 +1703,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1715,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +1728,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Policy) GetRef() *PolicyRef {
@@ -1714,7 +1790,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1726,7 +1802,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1739,7 +1815,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*Policy {
@@ -1766,7 +1842,7 @@ type WaitPolicyRequest struct {
 
 func (x *WaitPolicyRequest) Reset() {
 	*x = WaitPolicyRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +1854,7 @@ func (x *WaitPolicyRequest) String() string {
 func (*WaitPolicyRequest) ProtoMessage() {}
 
 func (x *WaitPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +1867,7 @@ func (x *WaitPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitPolicyRequest.ProtoReflect.Descriptor instead.
 func (*WaitPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WaitPolicyRequest) GetRevision() uint64 {
@@ -1816,7 +1892,7 @@ type ListIPsRequest struct {
 
 func (x *ListIPsRequest) Reset() {
 	*x = ListIPsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +1904,7 @@ func (x *ListIPsRequest) String() string {
 func (*ListIPsRequest) ProtoMessage() {}
 
 func (x *ListIPsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +1917,7 @@ func (x *ListIPsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIPsRequest.ProtoReflect.Descriptor instead.
 func (*ListIPsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 type ListNodesRequest struct {
@@ -1852,7 +1928,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +1940,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +1953,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 type GetConfigRequest struct {
@@ -1888,7 +1964,7 @@ type GetConfigRequest struct {
 
 func (x *GetConfigRequest) Reset() {
 	*x = GetConfigRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1900,7 +1976,7 @@ func (x *GetConfigRequest) String() string {
 func (*GetConfigRequest) ProtoMessage() {}
 
 func (x *GetConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1913,7 +1989,7 @@ func (x *GetConfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigRequest.ProtoReflect.Descriptor instead.
 func (*GetConfigRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 type SetConfigRequest struct {
@@ -1925,7 +2001,7 @@ type SetConfigRequest struct {
 
 func (x *SetConfigRequest) Reset() {
 	*x = SetConfigRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2013,7 @@ func (x *SetConfigRequest) String() string {
 func (*SetConfigRequest) ProtoMessage() {}
 
 func (x *SetConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2026,7 @@ func (x *SetConfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetConfigRequest.ProtoReflect.Descriptor instead.
 func (*SetConfigRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SetConfigRequest) GetValues() map[string]string {
@@ -1970,7 +2046,7 @@ type Config struct {
 
 func (x *Config) Reset() {
 	*x = Config{}
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1982,7 +2058,7 @@ func (x *Config) String() string {
 func (*Config) ProtoMessage() {}
 
 func (x *Config) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1995,7 +2071,7 @@ func (x *Config) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Config.ProtoReflect.Descriptor instead.
 func (*Config) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Config) GetValues() map[string]string {
@@ -2021,7 +2097,7 @@ type ListMetricsRequest struct {
 
 func (x *ListMetricsRequest) Reset() {
 	*x = ListMetricsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2033,7 +2109,7 @@ func (x *ListMetricsRequest) String() string {
 func (*ListMetricsRequest) ProtoMessage() {}
 
 func (x *ListMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2046,7 +2122,7 @@ func (x *ListMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMetricsRequest.ProtoReflect.Descriptor instead.
 func (*ListMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListMetricsRequest) GetPattern() string {
@@ -2066,7 +2142,7 @@ type ListMapRequest struct {
 
 func (x *ListMapRequest) Reset() {
 	*x = ListMapRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2078,7 +2154,7 @@ func (x *ListMapRequest) String() string {
 func (*ListMapRequest) ProtoMessage() {}
 
 func (x *ListMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2091,7 +2167,7 @@ func (x *ListMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMapRequest.ProtoReflect.Descriptor instead.
 func (*ListMapRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListMapRequest) GetMap() string {
@@ -2117,7 +2193,7 @@ type FlushMapRequest struct {
 
 func (x *FlushMapRequest) Reset() {
 	*x = FlushMapRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2129,7 +2205,7 @@ func (x *FlushMapRequest) String() string {
 func (*FlushMapRequest) ProtoMessage() {}
 
 func (x *FlushMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2142,7 +2218,7 @@ func (x *FlushMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushMapRequest.ProtoReflect.Descriptor instead.
 func (*FlushMapRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FlushMapRequest) GetMap() string {
@@ -2161,7 +2237,7 @@ type FlushMapResponse struct {
 
 func (x *FlushMapResponse) Reset() {
 	*x = FlushMapResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2249,7 @@ func (x *FlushMapResponse) String() string {
 func (*FlushMapResponse) ProtoMessage() {}
 
 func (x *FlushMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2262,7 @@ func (x *FlushMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushMapResponse.ProtoReflect.Descriptor instead.
 func (*FlushMapResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *FlushMapResponse) GetDeleted() uint64 {
@@ -2205,7 +2281,7 @@ type DumpTableRequest struct {
 
 func (x *DumpTableRequest) Reset() {
 	*x = DumpTableRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2217,7 +2293,7 @@ func (x *DumpTableRequest) String() string {
 func (*DumpTableRequest) ProtoMessage() {}
 
 func (x *DumpTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2230,7 +2306,7 @@ func (x *DumpTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpTableRequest.ProtoReflect.Descriptor instead.
 func (*DumpTableRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DumpTableRequest) GetTable() string {
@@ -2251,7 +2327,7 @@ type DumpTableResponse struct {
 
 func (x *DumpTableResponse) Reset() {
 	*x = DumpTableResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2263,7 +2339,7 @@ func (x *DumpTableResponse) String() string {
 func (*DumpTableResponse) ProtoMessage() {}
 
 func (x *DumpTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2276,7 +2352,7 @@ func (x *DumpTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpTableResponse.ProtoReflect.Descriptor instead.
 func (*DumpTableResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DumpTableResponse) GetRows() []string {
@@ -2315,7 +2391,7 @@ type MonitorRequest struct {
 
 func (x *MonitorRequest) Reset() {
 	*x = MonitorRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2327,7 +2403,7 @@ func (x *MonitorRequest) String() string {
 func (*MonitorRequest) ProtoMessage() {}
 
 func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2340,7 +2416,7 @@ func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MonitorRequest.ProtoReflect.Descriptor instead.
 func (*MonitorRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *MonitorRequest) GetTypes() []string {
@@ -2406,7 +2482,7 @@ type MonitorResponse struct {
 
 func (x *MonitorResponse) Reset() {
 	*x = MonitorResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2418,7 +2494,7 @@ func (x *MonitorResponse) String() string {
 func (*MonitorResponse) ProtoMessage() {}
 
 func (x *MonitorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2431,7 +2507,7 @@ func (x *MonitorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MonitorResponse.ProtoReflect.Descriptor instead.
 func (*MonitorResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *MonitorResponse) GetEvent() isMonitorResponse_Event {
@@ -2501,7 +2577,7 @@ type AgentEvent struct {
 
 func (x *AgentEvent) Reset() {
 	*x = AgentEvent{}
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2513,7 +2589,7 @@ func (x *AgentEvent) String() string {
 func (*AgentEvent) ProtoMessage() {}
 
 func (x *AgentEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2526,7 +2602,7 @@ func (x *AgentEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentEvent.ProtoReflect.Descriptor instead.
 func (*AgentEvent) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AgentEvent) GetTime() *timestamppb.Timestamp {
@@ -2581,7 +2657,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\tComponent\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\xc7\x04\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\x83\x05\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12!\n" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x16\n" +
@@ -2603,7 +2679,13 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x10ingress_enforced\x18\x11 \x01(\bR\x0fingressEnforced\x12'\n" +
 	"\x0fegress_enforced\x18\x12 \x01(\bR\x0eegressEnforced\x12'\n" +
 	"\x0fpolicy_revision\x18\x13 \x01(\x04R\x0epolicyRevision\x124\n" +
-	"\acreated\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\".\n" +
+	"\acreated\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12:\n" +
+	"\vnamed_ports\x18\x15 \x03(\v2\x19.porin.agent.v1.NamedPortR\n" +
+	"namedPorts\"O\n" +
+	"\tNamedPort\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\".\n" +
 	"\x14ListEndpointsRequest\x12\x16\n" +
 	"\x06labels\x18\x01 \x03(\tR\x06labels\"O\n" +
 	"\x15ListEndpointsResponse\x126\n" +
@@ -2625,12 +2707,14 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x06policy\x18\x02 \x01(\tR\x06policy\x12\x18\n" +
 	"\aoverall\x18\x03 \x01(\tR\aoverall\x12\x1c\n" +
 	"\tconnected\x18\x04 \x01(\bR\tconnected\x12\x18\n" +
-	"\amessage\x18\x05 \x01(\tR\amessage\"h\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\"\xa4\x01\n" +
 	"\bIdentity\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x16\n" +
 	"\x06labels\x18\x02 \x03(\tR\x06labels\x12\x16\n" +
 	"\x06prefix\x18\x03 \x01(\tR\x06prefix\x12\x1c\n" +
-	"\tendpoints\x18\x04 \x01(\rR\tendpoints\"/\n" +
+	"\tendpoints\x18\x04 \x01(\rR\tendpoints\x12:\n" +
+	"\vnamed_ports\x18\x05 \x03(\v2\x19.porin.agent.v1.NamedPortR\n" +
+	"namedPorts\"/\n" +
 	"\x15ListIdentitiesRequest\x12\x16\n" +
 	"\x06labels\x18\x01 \x03(\tR\x06labels\"R\n" +
 	"\x16ListIdentitiesResponse\x128\n" +
@@ -2777,7 +2861,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_agent_v1_agent_proto_rawDescData
 }
 
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(*Table)(nil),                    // 0: porin.agent.v1.Table
 	(*Row)(nil),                      // 1: porin.agent.v1.Row
@@ -2785,137 +2869,140 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*StatusResponse)(nil),           // 3: porin.agent.v1.StatusResponse
 	(*Component)(nil),                // 4: porin.agent.v1.Component
 	(*Endpoint)(nil),                 // 5: porin.agent.v1.Endpoint
-	(*ListEndpointsRequest)(nil),     // 6: porin.agent.v1.ListEndpointsRequest
-	(*ListEndpointsResponse)(nil),    // 7: porin.agent.v1.ListEndpointsResponse
-	(*GetEndpointRequest)(nil),       // 8: porin.agent.v1.GetEndpointRequest
-	(*SetEndpointLabelsRequest)(nil), // 9: porin.agent.v1.SetEndpointLabelsRequest
-	(*EndpointLogResponse)(nil),      // 10: porin.agent.v1.EndpointLogResponse
-	(*LogEntry)(nil),                 // 11: porin.agent.v1.LogEntry
-	(*EndpointHealthResponse)(nil),   // 12: porin.agent.v1.EndpointHealthResponse
-	(*Identity)(nil),                 // 13: porin.agent.v1.Identity
-	(*ListIdentitiesRequest)(nil),    // 14: porin.agent.v1.ListIdentitiesRequest
-	(*ListIdentitiesResponse)(nil),   // 15: porin.agent.v1.ListIdentitiesResponse
-	(*GetIdentityRequest)(nil),       // 16: porin.agent.v1.GetIdentityRequest
-	(*ManifestFile)(nil),             // 17: porin.agent.v1.ManifestFile
-	(*ApplyPolicyRequest)(nil),       // 18: porin.agent.v1.ApplyPolicyRequest
-	(*PolicyRef)(nil),                // 19: porin.agent.v1.PolicyRef
-	(*DeletePolicyRequest)(nil),      // 20: porin.agent.v1.DeletePolicyRequest
-	(*TryPolicyRequest)(nil),         // 21: porin.agent.v1.TryPolicyRequest
-	(*PolicyTrial)(nil),              // 22: porin.agent.v1.PolicyTrial
-	(*SettlePolicyRequest)(nil),      // 23: porin.agent.v1.SettlePolicyRequest
-	(*PolicyRevision)(nil),           // 24: porin.agent.v1.PolicyRevision
-	(*ListPoliciesRequest)(nil),      // 25: porin.agent.v1.ListPoliciesRequest
-	(*Policy)(nil),                   // 26: porin.agent.v1.Policy
-	(*ListPoliciesResponse)(nil),     // 27: porin.agent.v1.ListPoliciesResponse
-	(*WaitPolicyRequest)(nil),        // 28: porin.agent.v1.WaitPolicyRequest
-	(*ListIPsRequest)(nil),           // 29: porin.agent.v1.ListIPsRequest
-	(*ListNodesRequest)(nil),         // 30: porin.agent.v1.ListNodesRequest
-	(*GetConfigRequest)(nil),         // 31: porin.agent.v1.GetConfigRequest
-	(*SetConfigRequest)(nil),         // 32: porin.agent.v1.SetConfigRequest
-	(*Config)(nil),                   // 33: porin.agent.v1.Config
-	(*ListMetricsRequest)(nil),       // 34: porin.agent.v1.ListMetricsRequest
-	(*ListMapRequest)(nil),           // 35: porin.agent.v1.ListMapRequest
-	(*FlushMapRequest)(nil),          // 36: porin.agent.v1.FlushMapRequest
-	(*FlushMapResponse)(nil),         // 37: porin.agent.v1.FlushMapResponse
-	(*DumpTableRequest)(nil),         // 38: porin.agent.v1.DumpTableRequest
-	(*DumpTableResponse)(nil),        // 39: porin.agent.v1.DumpTableResponse
-	(*MonitorRequest)(nil),           // 40: porin.agent.v1.MonitorRequest
-	(*MonitorResponse)(nil),          // 41: porin.agent.v1.MonitorResponse
-	(*AgentEvent)(nil),               // 42: porin.agent.v1.AgentEvent
-	nil,                              // 43: porin.agent.v1.StatusResponse.EndpointPhasesEntry
-	nil,                              // 44: porin.agent.v1.SetConfigRequest.ValuesEntry
-	nil,                              // 45: porin.agent.v1.Config.ValuesEntry
-	(*timestamppb.Timestamp)(nil),    // 46: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 47: google.protobuf.Duration
-	(*flow.Flow)(nil),                // 48: flow.Flow
+	(*NamedPort)(nil),                // 6: porin.agent.v1.NamedPort
+	(*ListEndpointsRequest)(nil),     // 7: porin.agent.v1.ListEndpointsRequest
+	(*ListEndpointsResponse)(nil),    // 8: porin.agent.v1.ListEndpointsResponse
+	(*GetEndpointRequest)(nil),       // 9: porin.agent.v1.GetEndpointRequest
+	(*SetEndpointLabelsRequest)(nil), // 10: porin.agent.v1.SetEndpointLabelsRequest
+	(*EndpointLogResponse)(nil),      // 11: porin.agent.v1.EndpointLogResponse
+	(*LogEntry)(nil),                 // 12: porin.agent.v1.LogEntry
+	(*EndpointHealthResponse)(nil),   // 13: porin.agent.v1.EndpointHealthResponse
+	(*Identity)(nil),                 // 14: porin.agent.v1.Identity
+	(*ListIdentitiesRequest)(nil),    // 15: porin.agent.v1.ListIdentitiesRequest
+	(*ListIdentitiesResponse)(nil),   // 16: porin.agent.v1.ListIdentitiesResponse
+	(*GetIdentityRequest)(nil),       // 17: porin.agent.v1.GetIdentityRequest
+	(*ManifestFile)(nil),             // 18: porin.agent.v1.ManifestFile
+	(*ApplyPolicyRequest)(nil),       // 19: porin.agent.v1.ApplyPolicyRequest
+	(*PolicyRef)(nil),                // 20: porin.agent.v1.PolicyRef
+	(*DeletePolicyRequest)(nil),      // 21: porin.agent.v1.DeletePolicyRequest
+	(*TryPolicyRequest)(nil),         // 22: porin.agent.v1.TryPolicyRequest
+	(*PolicyTrial)(nil),              // 23: porin.agent.v1.PolicyTrial
+	(*SettlePolicyRequest)(nil),      // 24: porin.agent.v1.SettlePolicyRequest
+	(*PolicyRevision)(nil),           // 25: porin.agent.v1.PolicyRevision
+	(*ListPoliciesRequest)(nil),      // 26: porin.agent.v1.ListPoliciesRequest
+	(*Policy)(nil),                   // 27: porin.agent.v1.Policy
+	(*ListPoliciesResponse)(nil),     // 28: porin.agent.v1.ListPoliciesResponse
+	(*WaitPolicyRequest)(nil),        // 29: porin.agent.v1.WaitPolicyRequest
+	(*ListIPsRequest)(nil),           // 30: porin.agent.v1.ListIPsRequest
+	(*ListNodesRequest)(nil),         // 31: porin.agent.v1.ListNodesRequest
+	(*GetConfigRequest)(nil),         // 32: porin.agent.v1.GetConfigRequest
+	(*SetConfigRequest)(nil),         // 33: porin.agent.v1.SetConfigRequest
+	(*Config)(nil),                   // 34: porin.agent.v1.Config
+	(*ListMetricsRequest)(nil),       // 35: porin.agent.v1.ListMetricsRequest
+	(*ListMapRequest)(nil),           // 36: porin.agent.v1.ListMapRequest
+	(*FlushMapRequest)(nil),          // 37: porin.agent.v1.FlushMapRequest
+	(*FlushMapResponse)(nil),         // 38: porin.agent.v1.FlushMapResponse
+	(*DumpTableRequest)(nil),         // 39: porin.agent.v1.DumpTableRequest
+	(*DumpTableResponse)(nil),        // 40: porin.agent.v1.DumpTableResponse
+	(*MonitorRequest)(nil),           // 41: porin.agent.v1.MonitorRequest
+	(*MonitorResponse)(nil),          // 42: porin.agent.v1.MonitorResponse
+	(*AgentEvent)(nil),               // 43: porin.agent.v1.AgentEvent
+	nil,                              // 44: porin.agent.v1.StatusResponse.EndpointPhasesEntry
+	nil,                              // 45: porin.agent.v1.SetConfigRequest.ValuesEntry
+	nil,                              // 46: porin.agent.v1.Config.ValuesEntry
+	(*timestamppb.Timestamp)(nil),    // 47: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 48: google.protobuf.Duration
+	(*flow.Flow)(nil),                // 49: flow.Flow
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: porin.agent.v1.Table.rows:type_name -> porin.agent.v1.Row
-	46, // 1: porin.agent.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	47, // 1: porin.agent.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
 	4,  // 2: porin.agent.v1.StatusResponse.components:type_name -> porin.agent.v1.Component
-	43, // 3: porin.agent.v1.StatusResponse.endpoint_phases:type_name -> porin.agent.v1.StatusResponse.EndpointPhasesEntry
-	22, // 4: porin.agent.v1.StatusResponse.trial:type_name -> porin.agent.v1.PolicyTrial
-	46, // 5: porin.agent.v1.Endpoint.created:type_name -> google.protobuf.Timestamp
-	5,  // 6: porin.agent.v1.ListEndpointsResponse.endpoints:type_name -> porin.agent.v1.Endpoint
-	11, // 7: porin.agent.v1.EndpointLogResponse.entries:type_name -> porin.agent.v1.LogEntry
-	46, // 8: porin.agent.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
-	13, // 9: porin.agent.v1.ListIdentitiesResponse.identities:type_name -> porin.agent.v1.Identity
-	17, // 10: porin.agent.v1.ApplyPolicyRequest.files:type_name -> porin.agent.v1.ManifestFile
-	19, // 11: porin.agent.v1.DeletePolicyRequest.policies:type_name -> porin.agent.v1.PolicyRef
-	17, // 12: porin.agent.v1.DeletePolicyRequest.files:type_name -> porin.agent.v1.ManifestFile
-	18, // 13: porin.agent.v1.TryPolicyRequest.apply:type_name -> porin.agent.v1.ApplyPolicyRequest
-	20, // 14: porin.agent.v1.TryPolicyRequest.delete:type_name -> porin.agent.v1.DeletePolicyRequest
-	47, // 15: porin.agent.v1.TryPolicyRequest.confirm_within:type_name -> google.protobuf.Duration
-	19, // 16: porin.agent.v1.PolicyTrial.changed:type_name -> porin.agent.v1.PolicyRef
-	46, // 17: porin.agent.v1.PolicyTrial.until:type_name -> google.protobuf.Timestamp
-	47, // 18: porin.agent.v1.PolicyTrial.left:type_name -> google.protobuf.Duration
-	19, // 19: porin.agent.v1.PolicyRevision.changed:type_name -> porin.agent.v1.PolicyRef
-	19, // 20: porin.agent.v1.ListPoliciesRequest.policies:type_name -> porin.agent.v1.PolicyRef
-	19, // 21: porin.agent.v1.Policy.ref:type_name -> porin.agent.v1.PolicyRef
-	26, // 22: porin.agent.v1.ListPoliciesResponse.policies:type_name -> porin.agent.v1.Policy
-	47, // 23: porin.agent.v1.WaitPolicyRequest.timeout:type_name -> google.protobuf.Duration
-	44, // 24: porin.agent.v1.SetConfigRequest.values:type_name -> porin.agent.v1.SetConfigRequest.ValuesEntry
-	45, // 25: porin.agent.v1.Config.values:type_name -> porin.agent.v1.Config.ValuesEntry
-	48, // 26: porin.agent.v1.MonitorResponse.flow:type_name -> flow.Flow
-	42, // 27: porin.agent.v1.MonitorResponse.agent:type_name -> porin.agent.v1.AgentEvent
-	46, // 28: porin.agent.v1.AgentEvent.time:type_name -> google.protobuf.Timestamp
-	2,  // 29: porin.agent.v1.Agent.Status:input_type -> porin.agent.v1.StatusRequest
-	6,  // 30: porin.agent.v1.Agent.ListEndpoints:input_type -> porin.agent.v1.ListEndpointsRequest
-	8,  // 31: porin.agent.v1.Agent.GetEndpoint:input_type -> porin.agent.v1.GetEndpointRequest
-	9,  // 32: porin.agent.v1.Agent.SetEndpointLabels:input_type -> porin.agent.v1.SetEndpointLabelsRequest
-	8,  // 33: porin.agent.v1.Agent.EndpointLog:input_type -> porin.agent.v1.GetEndpointRequest
-	8,  // 34: porin.agent.v1.Agent.EndpointHealth:input_type -> porin.agent.v1.GetEndpointRequest
-	8,  // 35: porin.agent.v1.Agent.DisconnectEndpoint:input_type -> porin.agent.v1.GetEndpointRequest
-	14, // 36: porin.agent.v1.Agent.ListIdentities:input_type -> porin.agent.v1.ListIdentitiesRequest
-	16, // 37: porin.agent.v1.Agent.GetIdentity:input_type -> porin.agent.v1.GetIdentityRequest
-	18, // 38: porin.agent.v1.Agent.ApplyPolicy:input_type -> porin.agent.v1.ApplyPolicyRequest
-	20, // 39: porin.agent.v1.Agent.DeletePolicy:input_type -> porin.agent.v1.DeletePolicyRequest
-	18, // 40: porin.agent.v1.Agent.CheckPolicy:input_type -> porin.agent.v1.ApplyPolicyRequest
-	21, // 41: porin.agent.v1.Agent.TryPolicy:input_type -> porin.agent.v1.TryPolicyRequest
-	23, // 42: porin.agent.v1.Agent.ConfirmPolicy:input_type -> porin.agent.v1.SettlePolicyRequest
-	23, // 43: porin.agent.v1.Agent.RollbackPolicy:input_type -> porin.agent.v1.SettlePolicyRequest
-	25, // 44: porin.agent.v1.Agent.ListPolicies:input_type -> porin.agent.v1.ListPoliciesRequest
-	28, // 45: porin.agent.v1.Agent.WaitPolicy:input_type -> porin.agent.v1.WaitPolicyRequest
-	29, // 46: porin.agent.v1.Agent.ListIPs:input_type -> porin.agent.v1.ListIPsRequest
-	30, // 47: porin.agent.v1.Agent.ListNodes:input_type -> porin.agent.v1.ListNodesRequest
-	31, // 48: porin.agent.v1.Agent.GetConfig:input_type -> porin.agent.v1.GetConfigRequest
-	32, // 49: porin.agent.v1.Agent.SetConfig:input_type -> porin.agent.v1.SetConfigRequest
-	34, // 50: porin.agent.v1.Agent.ListMetrics:input_type -> porin.agent.v1.ListMetricsRequest
-	35, // 51: porin.agent.v1.Agent.ListMap:input_type -> porin.agent.v1.ListMapRequest
-	36, // 52: porin.agent.v1.Agent.FlushMap:input_type -> porin.agent.v1.FlushMapRequest
-	38, // 53: porin.agent.v1.Agent.DumpTable:input_type -> porin.agent.v1.DumpTableRequest
-	40, // 54: porin.agent.v1.Agent.Monitor:input_type -> porin.agent.v1.MonitorRequest
-	3,  // 55: porin.agent.v1.Agent.Status:output_type -> porin.agent.v1.StatusResponse
-	7,  // 56: porin.agent.v1.Agent.ListEndpoints:output_type -> porin.agent.v1.ListEndpointsResponse
-	5,  // 57: porin.agent.v1.Agent.GetEndpoint:output_type -> porin.agent.v1.Endpoint
-	5,  // 58: porin.agent.v1.Agent.SetEndpointLabels:output_type -> porin.agent.v1.Endpoint
-	10, // 59: porin.agent.v1.Agent.EndpointLog:output_type -> porin.agent.v1.EndpointLogResponse
-	12, // 60: porin.agent.v1.Agent.EndpointHealth:output_type -> porin.agent.v1.EndpointHealthResponse
-	5,  // 61: porin.agent.v1.Agent.DisconnectEndpoint:output_type -> porin.agent.v1.Endpoint
-	15, // 62: porin.agent.v1.Agent.ListIdentities:output_type -> porin.agent.v1.ListIdentitiesResponse
-	13, // 63: porin.agent.v1.Agent.GetIdentity:output_type -> porin.agent.v1.Identity
-	24, // 64: porin.agent.v1.Agent.ApplyPolicy:output_type -> porin.agent.v1.PolicyRevision
-	24, // 65: porin.agent.v1.Agent.DeletePolicy:output_type -> porin.agent.v1.PolicyRevision
-	24, // 66: porin.agent.v1.Agent.CheckPolicy:output_type -> porin.agent.v1.PolicyRevision
-	22, // 67: porin.agent.v1.Agent.TryPolicy:output_type -> porin.agent.v1.PolicyTrial
-	24, // 68: porin.agent.v1.Agent.ConfirmPolicy:output_type -> porin.agent.v1.PolicyRevision
-	24, // 69: porin.agent.v1.Agent.RollbackPolicy:output_type -> porin.agent.v1.PolicyRevision
-	27, // 70: porin.agent.v1.Agent.ListPolicies:output_type -> porin.agent.v1.ListPoliciesResponse
-	24, // 71: porin.agent.v1.Agent.WaitPolicy:output_type -> porin.agent.v1.PolicyRevision
-	0,  // 72: porin.agent.v1.Agent.ListIPs:output_type -> porin.agent.v1.Table
-	0,  // 73: porin.agent.v1.Agent.ListNodes:output_type -> porin.agent.v1.Table
-	33, // 74: porin.agent.v1.Agent.GetConfig:output_type -> porin.agent.v1.Config
-	33, // 75: porin.agent.v1.Agent.SetConfig:output_type -> porin.agent.v1.Config
-	0,  // 76: porin.agent.v1.Agent.ListMetrics:output_type -> porin.agent.v1.Table
-	0,  // 77: porin.agent.v1.Agent.ListMap:output_type -> porin.agent.v1.Table
-	37, // 78: porin.agent.v1.Agent.FlushMap:output_type -> porin.agent.v1.FlushMapResponse
-	39, // 79: porin.agent.v1.Agent.DumpTable:output_type -> porin.agent.v1.DumpTableResponse
-	41, // 80: porin.agent.v1.Agent.Monitor:output_type -> porin.agent.v1.MonitorResponse
-	55, // [55:81] is the sub-list for method output_type
-	29, // [29:55] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	44, // 3: porin.agent.v1.StatusResponse.endpoint_phases:type_name -> porin.agent.v1.StatusResponse.EndpointPhasesEntry
+	23, // 4: porin.agent.v1.StatusResponse.trial:type_name -> porin.agent.v1.PolicyTrial
+	47, // 5: porin.agent.v1.Endpoint.created:type_name -> google.protobuf.Timestamp
+	6,  // 6: porin.agent.v1.Endpoint.named_ports:type_name -> porin.agent.v1.NamedPort
+	5,  // 7: porin.agent.v1.ListEndpointsResponse.endpoints:type_name -> porin.agent.v1.Endpoint
+	12, // 8: porin.agent.v1.EndpointLogResponse.entries:type_name -> porin.agent.v1.LogEntry
+	47, // 9: porin.agent.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
+	6,  // 10: porin.agent.v1.Identity.named_ports:type_name -> porin.agent.v1.NamedPort
+	14, // 11: porin.agent.v1.ListIdentitiesResponse.identities:type_name -> porin.agent.v1.Identity
+	18, // 12: porin.agent.v1.ApplyPolicyRequest.files:type_name -> porin.agent.v1.ManifestFile
+	20, // 13: porin.agent.v1.DeletePolicyRequest.policies:type_name -> porin.agent.v1.PolicyRef
+	18, // 14: porin.agent.v1.DeletePolicyRequest.files:type_name -> porin.agent.v1.ManifestFile
+	19, // 15: porin.agent.v1.TryPolicyRequest.apply:type_name -> porin.agent.v1.ApplyPolicyRequest
+	21, // 16: porin.agent.v1.TryPolicyRequest.delete:type_name -> porin.agent.v1.DeletePolicyRequest
+	48, // 17: porin.agent.v1.TryPolicyRequest.confirm_within:type_name -> google.protobuf.Duration
+	20, // 18: porin.agent.v1.PolicyTrial.changed:type_name -> porin.agent.v1.PolicyRef
+	47, // 19: porin.agent.v1.PolicyTrial.until:type_name -> google.protobuf.Timestamp
+	48, // 20: porin.agent.v1.PolicyTrial.left:type_name -> google.protobuf.Duration
+	20, // 21: porin.agent.v1.PolicyRevision.changed:type_name -> porin.agent.v1.PolicyRef
+	20, // 22: porin.agent.v1.ListPoliciesRequest.policies:type_name -> porin.agent.v1.PolicyRef
+	20, // 23: porin.agent.v1.Policy.ref:type_name -> porin.agent.v1.PolicyRef
+	27, // 24: porin.agent.v1.ListPoliciesResponse.policies:type_name -> porin.agent.v1.Policy
+	48, // 25: porin.agent.v1.WaitPolicyRequest.timeout:type_name -> google.protobuf.Duration
+	45, // 26: porin.agent.v1.SetConfigRequest.values:type_name -> porin.agent.v1.SetConfigRequest.ValuesEntry
+	46, // 27: porin.agent.v1.Config.values:type_name -> porin.agent.v1.Config.ValuesEntry
+	49, // 28: porin.agent.v1.MonitorResponse.flow:type_name -> flow.Flow
+	43, // 29: porin.agent.v1.MonitorResponse.agent:type_name -> porin.agent.v1.AgentEvent
+	47, // 30: porin.agent.v1.AgentEvent.time:type_name -> google.protobuf.Timestamp
+	2,  // 31: porin.agent.v1.Agent.Status:input_type -> porin.agent.v1.StatusRequest
+	7,  // 32: porin.agent.v1.Agent.ListEndpoints:input_type -> porin.agent.v1.ListEndpointsRequest
+	9,  // 33: porin.agent.v1.Agent.GetEndpoint:input_type -> porin.agent.v1.GetEndpointRequest
+	10, // 34: porin.agent.v1.Agent.SetEndpointLabels:input_type -> porin.agent.v1.SetEndpointLabelsRequest
+	9,  // 35: porin.agent.v1.Agent.EndpointLog:input_type -> porin.agent.v1.GetEndpointRequest
+	9,  // 36: porin.agent.v1.Agent.EndpointHealth:input_type -> porin.agent.v1.GetEndpointRequest
+	9,  // 37: porin.agent.v1.Agent.DisconnectEndpoint:input_type -> porin.agent.v1.GetEndpointRequest
+	15, // 38: porin.agent.v1.Agent.ListIdentities:input_type -> porin.agent.v1.ListIdentitiesRequest
+	17, // 39: porin.agent.v1.Agent.GetIdentity:input_type -> porin.agent.v1.GetIdentityRequest
+	19, // 40: porin.agent.v1.Agent.ApplyPolicy:input_type -> porin.agent.v1.ApplyPolicyRequest
+	21, // 41: porin.agent.v1.Agent.DeletePolicy:input_type -> porin.agent.v1.DeletePolicyRequest
+	19, // 42: porin.agent.v1.Agent.CheckPolicy:input_type -> porin.agent.v1.ApplyPolicyRequest
+	22, // 43: porin.agent.v1.Agent.TryPolicy:input_type -> porin.agent.v1.TryPolicyRequest
+	24, // 44: porin.agent.v1.Agent.ConfirmPolicy:input_type -> porin.agent.v1.SettlePolicyRequest
+	24, // 45: porin.agent.v1.Agent.RollbackPolicy:input_type -> porin.agent.v1.SettlePolicyRequest
+	26, // 46: porin.agent.v1.Agent.ListPolicies:input_type -> porin.agent.v1.ListPoliciesRequest
+	29, // 47: porin.agent.v1.Agent.WaitPolicy:input_type -> porin.agent.v1.WaitPolicyRequest
+	30, // 48: porin.agent.v1.Agent.ListIPs:input_type -> porin.agent.v1.ListIPsRequest
+	31, // 49: porin.agent.v1.Agent.ListNodes:input_type -> porin.agent.v1.ListNodesRequest
+	32, // 50: porin.agent.v1.Agent.GetConfig:input_type -> porin.agent.v1.GetConfigRequest
+	33, // 51: porin.agent.v1.Agent.SetConfig:input_type -> porin.agent.v1.SetConfigRequest
+	35, // 52: porin.agent.v1.Agent.ListMetrics:input_type -> porin.agent.v1.ListMetricsRequest
+	36, // 53: porin.agent.v1.Agent.ListMap:input_type -> porin.agent.v1.ListMapRequest
+	37, // 54: porin.agent.v1.Agent.FlushMap:input_type -> porin.agent.v1.FlushMapRequest
+	39, // 55: porin.agent.v1.Agent.DumpTable:input_type -> porin.agent.v1.DumpTableRequest
+	41, // 56: porin.agent.v1.Agent.Monitor:input_type -> porin.agent.v1.MonitorRequest
+	3,  // 57: porin.agent.v1.Agent.Status:output_type -> porin.agent.v1.StatusResponse
+	8,  // 58: porin.agent.v1.Agent.ListEndpoints:output_type -> porin.agent.v1.ListEndpointsResponse
+	5,  // 59: porin.agent.v1.Agent.GetEndpoint:output_type -> porin.agent.v1.Endpoint
+	5,  // 60: porin.agent.v1.Agent.SetEndpointLabels:output_type -> porin.agent.v1.Endpoint
+	11, // 61: porin.agent.v1.Agent.EndpointLog:output_type -> porin.agent.v1.EndpointLogResponse
+	13, // 62: porin.agent.v1.Agent.EndpointHealth:output_type -> porin.agent.v1.EndpointHealthResponse
+	5,  // 63: porin.agent.v1.Agent.DisconnectEndpoint:output_type -> porin.agent.v1.Endpoint
+	16, // 64: porin.agent.v1.Agent.ListIdentities:output_type -> porin.agent.v1.ListIdentitiesResponse
+	14, // 65: porin.agent.v1.Agent.GetIdentity:output_type -> porin.agent.v1.Identity
+	25, // 66: porin.agent.v1.Agent.ApplyPolicy:output_type -> porin.agent.v1.PolicyRevision
+	25, // 67: porin.agent.v1.Agent.DeletePolicy:output_type -> porin.agent.v1.PolicyRevision
+	25, // 68: porin.agent.v1.Agent.CheckPolicy:output_type -> porin.agent.v1.PolicyRevision
+	23, // 69: porin.agent.v1.Agent.TryPolicy:output_type -> porin.agent.v1.PolicyTrial
+	25, // 70: porin.agent.v1.Agent.ConfirmPolicy:output_type -> porin.agent.v1.PolicyRevision
+	25, // 71: porin.agent.v1.Agent.RollbackPolicy:output_type -> porin.agent.v1.PolicyRevision
+	28, // 72: porin.agent.v1.Agent.ListPolicies:output_type -> porin.agent.v1.ListPoliciesResponse
+	25, // 73: porin.agent.v1.Agent.WaitPolicy:output_type -> porin.agent.v1.PolicyRevision
+	0,  // 74: porin.agent.v1.Agent.ListIPs:output_type -> porin.agent.v1.Table
+	0,  // 75: porin.agent.v1.Agent.ListNodes:output_type -> porin.agent.v1.Table
+	34, // 76: porin.agent.v1.Agent.GetConfig:output_type -> porin.agent.v1.Config
+	34, // 77: porin.agent.v1.Agent.SetConfig:output_type -> porin.agent.v1.Config
+	0,  // 78: porin.agent.v1.Agent.ListMetrics:output_type -> porin.agent.v1.Table
+	0,  // 79: porin.agent.v1.Agent.ListMap:output_type -> porin.agent.v1.Table
+	38, // 80: porin.agent.v1.Agent.FlushMap:output_type -> porin.agent.v1.FlushMapResponse
+	40, // 81: porin.agent.v1.Agent.DumpTable:output_type -> porin.agent.v1.DumpTableResponse
+	42, // 82: porin.agent.v1.Agent.Monitor:output_type -> porin.agent.v1.MonitorResponse
+	57, // [57:83] is the sub-list for method output_type
+	31, // [31:57] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -2923,7 +3010,7 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
-	file_agent_v1_agent_proto_msgTypes[41].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[42].OneofWrappers = []any{
 		(*MonitorResponse_Flow)(nil),
 		(*MonitorResponse_Lost)(nil),
 		(*MonitorResponse_Agent)(nil),
@@ -2934,7 +3021,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,6 +1,7 @@
 package advise
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -46,33 +47,26 @@ func (c *Check) check() error {
 	case c.Family != "" && c.Family != "ipv4" && c.Family != "ipv6":
 		return fmt.Errorf("family: %q: write ipv4 or ipv6", c.Family)
 	}
-	if c.Protocol == "ICMP" && c.Port == 0 {
-		return nil
+	if _, err := ParsePort(c.port(), nil); err != nil && !IsPortName(c.port()) {
+		return err
 	}
-	_, err := server{Port: c.Port, Protocol: c.Protocol}.port()
-	return err
+	return nil
 }
 
-// ports returns what the check asks about in one family.
-func (c *Check) ports(family string) []Port {
-	if c.Protocol == "ICMP" && c.Port == 0 {
-		ps, _ := ParsePort("ICMP", []string{family})
-		return ps
+// port is the check's port as people write it elsewhere.
+func (c *Check) port() string {
+	switch {
+	case strings.EqualFold(c.Protocol, "ICMP") && c.Port == "":
+		return c.Protocol
+	case c.Protocol == "" && IsPortName(c.Port):
+		return c.Port
 	}
-	p, _ := server{Port: c.Port, Protocol: c.Protocol}.port()
-	return []Port{p}
+	return c.Port + "/" + cmp.Or(strings.ToUpper(c.Protocol), "TCP")
 }
 
 // title names the check as its file does.
 func (c *Check) title() string {
-	port := fmt.Sprintf("%d/%s", c.Port, strings.ToUpper(c.Protocol))
-	if c.Protocol == "" {
-		port = fmt.Sprintf("%d/TCP", c.Port)
-	}
-	if c.Protocol == "ICMP" && c.Port == 0 {
-		port = c.Protocol
-	}
-	return fmt.Sprintf("%s -> %s %s", c.From, c.To, port)
+	return fmt.Sprintf("%s -> %s %s", c.From, c.To, c.port())
 }
 
 // Test asks the engine about every connection of the checks. A check that holds for both families, and for every
@@ -119,7 +113,11 @@ func (w *World) test(file string, c *Check) (out []Result, err error) {
 				if from.Name == to.Name && c.From != c.To || !speaks(from, family) || !speaks(to, family) {
 					continue
 				}
-				for _, p := range c.ports(family) {
+				ports, err := to.Port(c.port(), []string{family})
+				if err != nil {
+					return nil, err
+				}
+				for _, p := range ports {
 					r := w.result(file, c, from, to, p)
 					if !slices.ContainsFunc(out, func(o Result) bool { return same(o, r) }) {
 						out = append(out, r)

@@ -88,7 +88,7 @@ type Object struct {
 type Check struct {
 	From     string         `yaml:"from"`
 	To       string         `yaml:"to"`
-	Port     uint16         `yaml:"port"`
+	Port     string         `yaml:"port"` // number, or name that the receiver gives to one
 	Protocol string         `yaml:"protocol"`
 	Family   string         `yaml:"family"`
 	Expect   string         `yaml:"expect"`

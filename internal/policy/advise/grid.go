@@ -1,6 +1,7 @@
 package advise
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -124,6 +125,7 @@ type Cell struct {
 	From    string `json:"from"`
 	To      string `json:"to"`
 	Port    string `json:"port"`
+	Named   string `json:"named,omitempty"` // as it was asked about
 	Verdict string `json:"verdict"`
 	Side    string `json:"side"`
 	Rules   []Rule `json:"rules"`
@@ -139,15 +141,42 @@ func (w *World) Matrix(froms, tos []End, ports []Port) ([]Cell, error) {
 	for _, p := range ports {
 		for _, from := range froms {
 			for _, to := range tos {
-				if from.Name == to.Name || !common(from, to, p) {
-					continue
-				}
-				v := g.verdict(g.ask(from, to, p))
-				out = append(out, Cell{from.Name, to.Name, p.String(), v.Word(), v.Side, v.Rules})
+				out = g.cell(out, from, to, p, "")
 			}
 		}
 	}
 	return out, nil
+}
+
+// MatrixNamed is Matrix on a port by its name, whatever its number is at each of tos. Those that have none are left out.
+func (w *World) MatrixNamed(froms, tos []End, name string) ([]Cell, error) {
+	g, err := w.newGrid(append(slices.Clone(froms), tos...))
+	if err != nil {
+		return nil, err
+	}
+	out := []Cell{}
+	var missing error
+	for _, to := range tos {
+		ports, err := to.Port(name, w.Config.Families)
+		missing = cmp.Or(err, missing)
+		for _, p := range ports {
+			for _, from := range froms {
+				out = g.cell(out, from, to, p, name)
+			}
+		}
+	}
+	if len(out) == 0 && missing != nil {
+		return nil, fmt.Errorf("nobody has a port called %q: %w", name, missing)
+	}
+	return out, nil
+}
+
+func (g *grid) cell(out []Cell, from, to End, p Port, name string) []Cell {
+	if from.Name == to.Name || !common(from, to, p) {
+		return out
+	}
+	v := g.verdict(g.ask(from, to, p))
+	return append(out, Cell{From: from.Name, To: to.Name, Port: p.String(), Named: name, Verdict: v.Word(), Side: v.Side, Rules: v.Rules})
 }
 
 // common tells whether a packet of the protocol can go between them: IPv4's ICMP does not go to an IPv6 address.
@@ -163,12 +192,18 @@ func common(from, to End, p Port) bool {
 	return false
 }
 
-// Served returns every port that a workload serves, each once, in order; 80/TCP if none says.
+// Served returns every port that a workload serves, or has a name for where it does not say, each once, in order; 80/TCP
+// if none says.
 func (w *World) Served() (out []Port) {
 	for _, e := range w.Workloads() {
 		for _, s := range e.Serves {
 			if !slices.Contains(out, s.Port) {
 				out = append(out, s.Port)
+			}
+		}
+		for _, n := range e.Ports {
+			if p := (Port{n.Proto, n.Port}); len(e.Serves) == 0 && !slices.Contains(out, p) {
+				out = append(out, p)
 			}
 		}
 	}

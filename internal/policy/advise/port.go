@@ -2,6 +2,7 @@ package advise
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -73,4 +74,42 @@ func ParsePort(text string, families []string) ([]Port, error) {
 		return []Port{{proto, uint16(n)}}, nil
 	}
 	return nil, fmt.Errorf("port %q: write it as 80/TCP, 53/UDP, 9/SCTP, 8/ICMP (a type) or ICMP (ping)", text)
+}
+
+// IsPortName tells whether text is the name of a port, with or without a protocol: something with a letter.
+func IsPortName(text string) bool {
+	name, proto, both := strings.Cut(strings.ToUpper(text), "/")
+	if both && !slices.Contains([]string{"TCP", "UDP", "SCTP"}, proto) || !both && (name == "ICMP" || name == "ICMPV6") {
+		return false
+	}
+	return strings.ContainsAny(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") && !strings.ContainsFunc(name, func(r rune) bool {
+		return r != '-' && (r < '0' || r > '9') && (r < 'A' || r > 'Z')
+	})
+}
+
+// Port reads a port of the end as ParsePort does, or by the name that the end gives to it: http, dns/UDP. A name may
+// mean a port of several protocols.
+func (e End) Port(text string, families []string) ([]Port, error) {
+	if !IsPortName(text) {
+		return ParsePort(text, families)
+	}
+	name, proto, both := strings.Cut(text, "/")
+	var out []Port
+	var others []string
+	for _, n := range e.Ports {
+		p := Port{n.Proto, n.Port}
+		switch {
+		case !strings.EqualFold(n.Name, name) || both && !strings.EqualFold(protocolName(n.Proto), proto):
+			others = append(others, n.Name+" ("+p.String()+")")
+		case !slices.Contains(out, p):
+			out = append(out, p)
+		}
+	}
+	if len(out) == 0 && len(others) == 0 {
+		return nil, fmt.Errorf("port %q: %s has no ports with names; write a number", text, e.Name)
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("port %q: %s has no port of that name; it has %s", text, e.Name, strings.Join(others, ", "))
+	}
+	return out, nil
 }

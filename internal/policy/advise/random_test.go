@@ -179,7 +179,7 @@ func TestMatrixIsDecide(t *testing.T) {
 					if d.Ingress.Action == verdict.Deny || d.Action != verdict.Deny {
 						rules = append(rules, w.Engine.Explain(d.Ingress.Cookie)...)
 					}
-					want := Cell{from.Name, to.Name, p.String(), word(d.Action), c.Side, rulesOf(rules)}
+					want := Cell{From: from.Name, To: to.Name, Port: p.String(), Verdict: word(d.Action), Side: c.Side, Rules: rulesOf(rules)}
 					if fmt.Sprint(c) != fmt.Sprint(want) {
 						t.Fatalf("got  %v\nwant %v\n%s", c, want, text)
 					}
@@ -310,6 +310,83 @@ spec: {endpointSelector: {}, egress: [{toCIDRSet: [{cidr: 10.0.0.0/8, except: [1
 	}
 	if e, _ := w.Find("shop/db", ""); strings.Contains(e[0].Identity.Labels.String(), "hash") {
 		t.Errorf("labels %s hold one that is not for security", e[0].Identity.Labels)
+	}
+}
+
+// TestPortsByName: a name means what the receiver calls so, and the same verdict as the number.
+func TestPortsByName(t *testing.T) {
+	f, err := Read("w.yaml", []byte(`
+families: [ipv4]
+workloads:
+  - {name: client, labels: {app: client}}
+  - {name: old, labels: {app: web}, serves: [{port: 80, name: http}, {port: 53, name: dns}, {port: 53, name: dns, protocol: UDP}]}
+  - {name: new, labels: {app: web}, serves: [{port: 8080, name: http}]}
+objects:
+  - inline: |
+      apiVersion: cilium.io/v2
+      kind: CiliumNetworkPolicy
+      metadata: {name: web}
+      spec:
+        endpointSelector: {matchLabels: {app: web}}
+        ingress: [{toPorts: [{ports: [{port: http, protocol: TCP}]}]}]
+checks:
+  - {from: client, to: old, port: http, expect: allow}
+  - {from: client, to: new, port: HTTP, protocol: TCP, expect: allow}
+  - {from: client, to: new, port: 8080, expect: allow}
+  - {from: client, to: new, port: 80, expect: deny}
+  - {from: client, to: old, port: dns, expect: deny}
+`), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := f.World(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	results, err := w.Test("w.yaml", f.Checks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, r := range results {
+		if got = append(got, r.To+" "+r.Port); !r.OK {
+			t.Errorf("%+v", r)
+		}
+	}
+	if s := strings.Join(got, "; "); s != "default/old 80/TCP; default/new 8080/TCP; default/new 8080/TCP; default/new 80/TCP; default/old 53/TCP" {
+		t.Errorf("asked about %s", s)
+	}
+	cells, err := w.MatrixNamed(w.Workloads(), w.Workloads(), "http")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got = nil
+	for _, c := range cells {
+		got = append(got, c.From+" "+c.To+" "+c.Port+" "+c.Named+" "+c.Verdict)
+	}
+	want := []string{
+		"default/client default/old 80/TCP http allow", "default/new default/old 80/TCP http allow",
+		"default/client default/new 8080/TCP http allow", "default/old default/new 8080/TCP http allow",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("matrix %q, want %q", got, want)
+	}
+	for _, c := range []struct{ to, port, want string }{
+		{"new", "dns", "default/new has no port of that name; it has http (8080/TCP)"},
+		{"client", "http", "default/client has no ports with names"},
+		{"old", "http/UDP", "no port of that name"},
+		{"old", "ht_tp", "write it as 80/TCP"},
+	} {
+		to, err := w.Find(c.to, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := to[0].Port(c.port, w.Config.Families); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s of %s: %v, %v, want %s", c.port, c.to, got, err, c.want)
+		}
+	}
+	if _, err := w.MatrixNamed(w.Workloads(), w.Workloads(), "smtp"); err == nil {
+		t.Error("a name that nobody has makes no error")
 	}
 }
 

@@ -50,7 +50,8 @@ type Served struct {
 // Config of a world.
 type Config struct {
 	policy.Config
-	Families []string // ipv4, ipv6; empty: both
+	Families []string                           // ipv4, ipv6; empty: both
+	Ports    map[identity.ID][]policy.NamedPort // of workloads that are not among the ends
 }
 
 // World is workloads and the policies over them, ready to be asked.
@@ -73,6 +74,9 @@ func New(cfg Config, ends []End, policies []*policy.Policy) *World {
 	w := &World{Config: cfg, Ends: number(ends), Policies: policies, Engine: policy.NewEngine(cfg.Config)}
 	w.Engine.UpdatePolicies(policies, nil)
 	ports := map[identity.ID][]policy.NamedPort{}
+	for id, list := range cfg.Ports {
+		ports[id] = slices.Clone(list)
+	}
 	for _, e := range w.Ends {
 		if len(e.Ports) > 0 {
 			ports[e.Identity.ID] = append(ports[e.Identity.ID], e.Ports...)
@@ -144,10 +148,10 @@ func (w *World) world(a netip.Addr) identity.Identity {
 
 func reserved(id identity.ID) identity.Identity { return identity.Reserved()[id-identity.Host] }
 
-// At returns who an address is: a workload that has it, the smallest block of a policy around it, or the world.
+// At returns who an address is: a workload or a node that has it, the smallest block of a policy around it, or the world.
 func (w *World) At(a netip.Addr) identity.Identity {
 	for _, e := range w.Ends {
-		if e.Kind == Workload && slices.Contains(e.Addrs, a) {
+		if (e.Kind == Workload || e.Kind == Node) && slices.Contains(e.Addrs, a) {
 			return e.Identity
 		}
 	}
@@ -215,7 +219,7 @@ func shortName(s string) string { return s[strings.LastIndexByte(s, '/')+1:] }
 func (w *World) other(text string) (End, error) {
 	if a, err := netip.ParseAddr(text); err == nil {
 		a = a.Unmap().WithZone("")
-		if i := slices.IndexFunc(w.Ends, func(e End) bool { return e.Kind == Workload && slices.Contains(e.Addrs, a) }); i >= 0 {
+		if i := slices.IndexFunc(w.Ends, func(e End) bool { return e.Kind != Outside && slices.Contains(e.Addrs, a) }); i >= 0 {
 			return w.Ends[i], nil
 		}
 		return End{Kind: Address, Name: a.String(), Identity: w.At(a), Addrs: []netip.Addr{a}}, nil
