@@ -25,6 +25,8 @@ func policyBenches() []policyBench {
 		{"policy_20k_nomatch_us", "us", "Benchmark20kRulesNoMatch", "ns/op", 1e-3, "2000x"},
 		{"policy_cluster_cpu_s", "s", "BenchmarkCluster", "cpu-s/op", 1, "1x"},
 		{"policy_cluster_heap_mb", "MB", "BenchmarkCluster", "heap-MB", 1, "1x"},
+		{"policy_10k_rules_50k_cidrs_s", "s", "BenchmarkRootHugePolicyInForce", "s", 1, "1x"},
+		{"policy_10k_rules_50k_cidrs_cpu_s", "s", "BenchmarkRootHugePolicyInForce", "cpu-s", 1, "1x"},
 	}
 }
 
