@@ -178,6 +178,9 @@ static __noinline enum verdict nat_allocate(struct __sk_buff *ctx, struct packet
 		struct nat_entry *row;
 		struct nat_key key;
 
+		/* Answers to the tunnel's port would be taken for a tunnel's. */
+		if (s->tunnel && p->proto == IPPROTO_UDP && port == s->tunnel_port)
+			continue;
 		if (nat_host_socket(ctx, p, masq, port))
 			continue;
 		nat_key(&key, &p->dst, masq, is_icmp(p->proto) ? port : p->dport, port, p->proto, 1);
