@@ -2,7 +2,10 @@ package kvstore
 
 import (
 	"errors"
+	"strings"
 	"testing"
+
+	"porin/internal/identity"
 )
 
 func TestChangesByHand(t *testing.T) {
@@ -59,5 +62,28 @@ func TestChangesByHand(t *testing.T) {
 	srv.stop()
 	if err := a.client.Set(withTimeout(t, 1e9), "porin/test/1", "v", false); !errors.Is(err, ErrUnreachable) {
 		t.Errorf("without a store: %v", err)
+	}
+}
+
+// All numbers are taken: a new label set is told so, every other goes on as before, also on a node that never had it.
+func TestExhaustionBlocksNewSetsOnly(t *testing.T) {
+	srv := newServer(t)
+	three := func(c *Config) { c.First, c.Last = 300, 302 }
+	a, b := newNode(t, "a", srv.cfg.Endpoint(), three), newNode(t, "b", srv.cfg.Endpoint(), three)
+	ids := map[string]identity.ID{}
+	for _, set := range []string{"k8s:app=1;", "k8s:app=2;", "k8s:app=3;"} {
+		ids[set] = a.allocate(set)
+	}
+	for _, n := range []*member{a, b} {
+		eventually(t, "the node knows all numbers", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return len(n.seen) == len(ids) })
+		_, err := n.Allocate(t.Context(), "k8s:app=4;")
+		if !errors.Is(err, ErrExhausted) || !strings.Contains(err.Error(), "of 3, 3 are in use") {
+			t.Errorf("a fourth label set for three numbers: %v", err)
+		}
+		for set, want := range ids {
+			if got := n.allocate(set); got != want {
+				t.Errorf("%s: got %d, it is %d", set, got, want)
+			}
+		}
 	}
 }

@@ -71,6 +71,7 @@ func parts() []part {
 		{"overlay", []string{
 			"overlay_rr_cpu_vs_veth", "overlay_rr_p50_vs_veth", "overlay_rr_p50_vs_kernel_vxlan", "overlay_stream_vs_kernel_vxlan", "peers_bulk_us",
 		}, (*bench).overlay},
+		{"cluster", []string{"remote_pod_reachable_ms", "agent_rss_mib"}, (*bench).cluster},
 		{"cni", []string{"cni_add_cpu_ms", "programs_loaded_per_endpoint"}, (*bench).cni},
 	}
 }
