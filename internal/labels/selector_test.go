@@ -1,6 +1,8 @@
 package labels
 
 import (
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -153,4 +155,35 @@ func FuzzSelector(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestAndIsNew: one condition more makes the selector that all conditions together make, wherever its text belongs.
+func TestAndIsNew(t *testing.T) {
+	bases := []string{"", "b=1", "a in (x,y),m", "a in (x,y),m=,!z", "m", "k8s:m=1,m=1", "!a,m notin (p,q)", "any.b,m=2"}
+	for _, base := range bases {
+		s, err := ParseSelector(base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, more := range []string{"m", "!m", "a=1", "m=", "m=1", "k8s:m=1", "z=1", "m=2", "any:m=1", "a in (x,y)", "a in (y,x)", "m notin (q,p)", "!z"} {
+			one, err := ParseSelector(more)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := s.And(one.Requirements()...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, err := NewSelector(append(slices.Clone(s.Requirements()), one.Requirements()...)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("%q and %q is %+v, want %+v", base, more, got, want)
+			}
+		}
+	}
+	if _, err := (Selector{}).And(Requirement{Key: "a", Operator: In}); err == nil {
+		t.Error("a condition without values is taken")
+	}
 }
