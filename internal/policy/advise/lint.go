@@ -237,11 +237,12 @@ func (l *linter) useless() error {
 	}
 	decides, proxied := map[policy.RuleRef]bool{}, map[policy.RuleRef]bool{}
 	needs := map[policy.Cookie]bool{} // lists of rules of which one must stay
-	for _, e := range l.known {
-		for _, s := range g.subjects[e.subject()] {
+	for i, e := range l.known {
+		for d, s := range g.subjects[e.subject()] {
 			if s == nil {
 				continue
 			}
+			counts := s.Isolated || l.denied(i, verdict.Direction(d)) // elsewhere an allow changes nothing
 			tables := []*policy.Table{s.Else}
 			for _, t := range s.Peers {
 				tables = append(tables, t)
@@ -252,7 +253,7 @@ func (l *linter) useless() error {
 						decides[ref] = true
 						proxied[ref] = proxied[ref] || r.Verdict.Action == verdict.Redirect
 					}
-					if s.Isolated || r.Verdict.Action == verdict.Deny {
+					if counts || r.Verdict.Action == verdict.Deny {
 						needs[r.Verdict.Cookie] = true
 					}
 				}
@@ -303,6 +304,14 @@ func (l *linter) useless() error {
 		}
 	}
 	return nil
+}
+
+// denied tells whether a rule may deny in a direction of the known one at i: an allow that comes before it is not idle, also
+// where nothing isolates.
+func (l *linter) denied(i int, d verdict.Direction) bool {
+	return slices.ContainsFunc(l.held, func(h policy.Held) bool {
+		return (h.Effect == policy.EffectDeny || h.Effect == policy.EffectAuth) && h.Rule.Direction == d && slices.Contains(h.Subjects, i)
+	})
 }
 
 // deciders returns the rules that decide where the entry fits, for one of the ends that it is about.

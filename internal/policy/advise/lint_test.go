@@ -139,3 +139,34 @@ func TestUselessRulesChangeNothing(t *testing.T) {
 	}
 	t.Log(seen)
 }
+
+// TestAllowBeforeDenyIsNotIdle: an allow matters where nothing isolates, when it comes before a rule that denies.
+func TestAllowBeforeDenyIsNotIdle(t *testing.T) {
+	w := world(t, `
+workloads:
+  - {name: web, labels: {app: web}}
+  - {name: db, labels: {app: db}}
+`, `
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: apart}
+spec:
+  tier: Baseline
+  priority: 100
+  subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: db}}}}
+  ingress:
+    - action: Accept
+      from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: web}}}}]
+    - action: Deny
+      from: [{namespaces: {}}]
+`)
+	list, err := w.Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range list {
+		if f.Kind != Wide {
+			t.Errorf("%s %s %s", f.Rule.Place(), f.Kind, f.Text)
+		}
+	}
+}
