@@ -55,6 +55,7 @@ type lab struct {
 	t    *testing.T
 	name string
 	dir  string
+	args []string // of the agent that was killed
 }
 
 // up writes the lab file and brings it up; it is taken down when the test ends.
