@@ -157,7 +157,7 @@ func (m mutation) try(ctx context.Context, dir, goTool string) (test string, err
 
 // run returns the first test that fails; none if all pass.
 func (m mutation) run(ctx context.Context, dir, binary string, choice []string) (test string, err error) {
-	cmd := exec.CommandContext(ctx, binary, append(choice, "-test.failfast", "-test.timeout=5m")...)
+	cmd := exec.CommandContext(ctx, binary, append(choice, "-test.failfast", "-test.timeout=2m")...)
 	cmd.Dir, cmd.Env = filepath.Join(dir, filepath.Dir(m.file)), append(os.Environ(), "PORIN_UNIT=1")
 	said, err := cmd.CombinedOutput()
 	if err == nil {
@@ -168,6 +168,9 @@ func (m mutation) run(ctx context.Context, dir, binary string, choice []string) 
 	}
 	if failed := regexp.MustCompile(`(?m)^--- FAIL: (\S+)`).FindSubmatch(said); failed != nil {
 		return string(failed[1]), nil
+	}
+	if stuck := regexp.MustCompile(`running tests:\s+(\S+)`).FindSubmatch(said); stuck != nil { // it waited for what never came
+		return string(stuck[1]) + " (timeout)", nil
 	}
 	for line := range strings.Lines(string(said)) {
 		if strings.HasPrefix(line, "panic: ") {

@@ -170,6 +170,12 @@ func at(r policy.RuleRef) string {
 	return ""
 }
 
+// canSay tells whether documents of a kind have words for a port: those of Kubernetes have none for ICMP.
+func canSay(kind string, p Port) bool {
+	icmp := p.Proto == policy.ProtoICMP || p.Proto == policy.ProtoICMPv6
+	return !icmp || kind != policy.KindKubernetesNetworkPolicy && kind != policy.KindClusterNetworkPolicy
+}
+
 func addPort(st policy.Step, p Port, peer End, rank int) Edit {
 	return Edit{
 		Kind: AddPort, Port: p.String(), Rules: []Rule{{st.Rule}}, cost: 1, rank: rank,

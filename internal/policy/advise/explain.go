@@ -149,7 +149,7 @@ func (q *question) stretch(st policy.Step, peer End, peerSends bool) {
 	if !st.PeerFits && !st.PortFits {
 		rank = 1 // not near
 	}
-	if !st.PortFits {
+	if !st.PortFits && canSay(st.Rule.Policy.Kind, q.port) {
 		q.atoms = append(q.atoms, addPort(st, q.port, peer, rank))
 	}
 	for _, t := range st.Requires {

@@ -53,7 +53,7 @@ func TestNearestMissFlips(t *testing.T) {
 				doc.WriteString("---\n")
 				doc.Write(one)
 			}
-			fresh := New(w.Config, nil, parse(t, doc.String()))
+			fresh := New(w.Config, w.Ends, parse(t, doc.String()))
 			for _, e := range []*End{&s.from, &s.to} {
 				if len(e.Addrs) == 1 {
 					e.Identity = fresh.At(e.Addrs[0])

@@ -42,7 +42,7 @@ func (g gen) selector() string {
 func (g gen) ports() string {
 	one := func() string {
 		return pick(g, `{port: "80", protocol: TCP}`, `{port: "53", protocol: UDP}`, `{port: "53", protocol: ANY}`, `{port: "8000", endPort: 8080, protocol: TCP}`,
-			`{port: "8080", protocol: TCP}`, `{port: "0", protocol: UDP}`, `{port: "443"}`)
+			`{port: "8080", protocol: TCP}`, `{port: "0", protocol: UDP}`, `{port: "443"}`, `{port: http, protocol: TCP}`)
 	}
 	switch g.IntN(4) {
 	case 0:
@@ -55,7 +55,13 @@ func (g gen) ports() string {
 
 func (g gen) entry(side string) string {
 	var who string
-	switch g.IntN(6) {
+	switch g.IntN(8) {
+	case 6:
+		who = fmt.Sprintf("%sCIDRSet: [{cidrGroupRef: offices}], ", side)
+	case 7:
+		if who = side + "Nodes: [{}], "; side == "to" {
+			who = fmt.Sprintf("toServices: [{k8sService: {serviceName: %s, namespace: default}}], ", pick(g, "web", "far"))
+		}
 	case 0:
 		who = fmt.Sprintf("%sEntities: [%s], ", side, pick(g, "all", "world", "cluster", "host", "world-ipv4"))
 	case 1:
@@ -95,15 +101,75 @@ func (g gen) policy(n int) string {
 func (g gen) policies() string {
 	var b strings.Builder
 	for i := range 1 + g.IntN(4) {
-		b.WriteString(g.policy(i))
+		switch g.IntN(8) {
+		case 0:
+			b.WriteString(g.kubernetes(i))
+		case 1:
+			b.WriteString(g.cluster(i))
+		default:
+			b.WriteString(g.policy(i))
+		}
+	}
+	return b.String() + g.objects()
+}
+
+// kubernetes is a NetworkPolicy.
+func (g gen) kubernetes(n int) string {
+	selector := func() string {
+		return pick(g, "{}", "{matchLabels: {app: web}}", "{matchLabels: {app: db}}", "{matchExpressions: [{key: tier, operator: DoesNotExist}]}")
+	}
+	peer := func() string {
+		return pick(g, "{podSelector: "+selector()+"}", "{namespaceSelector: {}}", "{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: shop}}, podSelector: "+selector()+"}",
+			"{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}", "{ipBlock: {cidr: \"fd00::/8\"}}")
+	}
+	rule := func(side string) string {
+		return pick(g, "[]", "[{}]", fmt.Sprintf("[{%s: [%s, %s]}]", side, peer(), peer()),
+			fmt.Sprintf("[{%s: [%s], ports: [{port: %s, protocol: TCP}]}, {ports: [{port: 53, protocol: UDP}]}]", side, peer(), pick(g, "80", "http", "8000, endPort: 8080")))
+	}
+	return fmt.Sprintf("---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: k%d, namespace: %s}\nspec:\n  podSelector: %s\n  policyTypes: [%s]\n  ingress: %s\n  egress: %s\n",
+		n, pick(g, "default", "shop"), selector(), pick(g, "Ingress", "Egress", "Ingress, Egress"), rule("from"), rule("to"))
+}
+
+// cluster is a ClusterNetworkPolicy.
+func (g gen) cluster(n int) string {
+	who := func() string {
+		return pick(g, "{namespaces: {}}", "{namespaces: {matchLabels: {kubernetes.io/metadata.name: shop}}}", "{pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: web}}}}")
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "---\napiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: c%d}\nspec:\n  tier: %s\n  priority: %d\n  subject: %s\n",
+		n, pick(g, "Admin", "Baseline"), g.IntN(3), who())
+	for _, way := range [][2]string{{"ingress", "from"}, {"egress", "to"}} {
+		section, side := way[0], way[1]
+		fmt.Fprintf(&b, "  %s:\n", section)
+		for range 1 + g.IntN(2) {
+			fmt.Fprintf(&b, "    - {action: %s, %s: [%s]%s}\n", pick(g, "Accept", "Deny", "Pass"), side, who(),
+				pick(g, "", ", protocols: [{tcp: {destinationPort: {number: 80}}}]", ", protocols: [{udp: {destinationPort: {range: {start: 50, end: 60}}}}]"))
+		}
+	}
+	return b.String()
+}
+
+// objects is what rules refer to: a group, a service with a selector, one with addresses of its own. Now and then one is
+// not there.
+func (g gen) objects() string {
+	var b strings.Builder
+	for _, text := range []string{
+		"apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: offices}\nspec: {externalCIDRs: [10.1.0.0/16, \"fd00::/16\"]}\n",
+		"apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: default}\nspec: {selector: {app: web}, ports: [{port: 80}]}\n",
+		"apiVersion: v1\nkind: Service\nmetadata: {name: far, namespace: default}\nspec: {ports: [{port: 80}]}\n",
+		"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: far-1, namespace: default, labels: {kubernetes.io/service-name: far}}\naddressType: IPv4\nendpoints: [{addresses: [10.1.2.3]}]\n",
+	} {
+		if g.IntN(4) > 0 {
+			b.WriteString("---\n" + text)
+		}
 	}
 	return b.String()
 }
 
 const people = `
 workloads:
-  - {name: web, labels: {app: web, tier: front}, serves: [{port: 80}]}
-  - {name: web2, labels: {app: web}, serves: [{port: 8080}]}
+  - {name: web, labels: {app: web, tier: front}, serves: [{port: 80, name: http}]}
+  - {name: web2, labels: {app: web}, serves: [{port: 8080, name: http}]}
   - {name: db, labels: {app: db}, serves: [{port: 53, protocol: UDP}]}
   - {name: shopper, namespace: shop, labels: {app: web}}
   - {name: bare, namespace: shop}
@@ -222,20 +288,29 @@ func TestTraceLeadsToTheVerdict(t *testing.T) {
 	}
 }
 
-// checkSteps reads the steps as a person would. Documents of one tier and priority only.
+// checkSteps reads the steps as a person would: the first that fits decides, with all that say the same in the same
+// place; one that passes takes the rest of its tier out; isolation decides before the last tier.
 func checkSteps(t *testing.T, s policy.Side, text string) (fitting int) {
 	t.Helper()
 	var want []string
-	effect := policy.EffectPass
+	var first policy.Step
+	effect, passed := policy.EffectPass, policy.Tier(255)
 	for _, st := range s.Steps {
-		if !st.Fits() {
+		switch {
+		case !st.Fits() || st.Tier == passed:
 			continue
+		case len(want) > 0:
+			if st.Tier == first.Tier && st.Priority == first.Priority && st.Entry == first.Entry && st.Effect == effect {
+				want = append(want, st.Rule.String())
+			}
+		case st.Tier > policy.TierNormal && len(s.Isolated) > 0:
+			continue
+		case st.Effect == policy.EffectPass:
+			passed = st.Tier
+		default:
+			first, effect, want = st, st.Effect, []string{st.Rule.String()}
 		}
 		fitting++
-		if len(want) == 0 || st.Effect == effect {
-			effect = st.Effect
-			want = append(want, st.Rule.String())
-		}
 	}
 	var got []string
 	for _, r := range s.Decided {
