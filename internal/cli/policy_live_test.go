@@ -67,8 +67,8 @@ func TestPolicyLive(t *testing.T) {
 	t.Setenv(envSocket, serve(t, &liveAgent{}))
 	for _, c := range []struct{ args, out string }{
 		{"trace --from xwing --to default/deathstar --port 80", "DENY: default/xwing -> default/deathstar 80/TCP"},
-		{"trace --from 10.1.0.6 --to 10.1.0.5 --port 80", "ALLOW: default/tiefighter -> default/deathstar 80/TCP"}, // an endpoint's address is that endpoint
-		{"trace --from host --to deathstar --port 80", "DENY: reserved:host"},                                      // the agent's allow-localhost
+		{"trace --from 10.1.0.6 --to 10.1.0.5 --port 80", "ALLOW: default/tiefighter -> default/deathstar 80/TCP"},        // an endpoint's address is that endpoint
+		{"trace --from host --to deathstar --port 80", "DENY: reserved:host"},                                             // the agent's allow-localhost
 		{"trace --from tiefighter --to deathstar --port 1138", "ALLOW: default/tiefighter -> default/deathstar 1138/TCP"}, // by its name
 		{"trace --from tiefighter --to deathstar --port exhaust", "ALLOW: default/tiefighter -> default/deathstar 1138/TCP"},
 		{"trace --from there --to deathstar --port 80", "DENY: there"},
