@@ -137,6 +137,9 @@ func coded(err error) error {
 		{errTrial, codes.FailedPrecondition},
 		{kvstore.ErrUnreachable, codes.FailedPrecondition},
 		{kvstore.ErrExhausted, codes.ResourceExhausted},
+		{kvstore.ErrKey, codes.InvalidArgument},
+		{kvstore.ErrLeased, codes.FailedPrecondition},
+		{kvstore.ErrNoKey, codes.NotFound},
 		{context.DeadlineExceeded, codes.DeadlineExceeded},
 		{context.Canceled, codes.Canceled},
 	} {

@@ -142,7 +142,7 @@ Environment:
 	root.PersistentFlags().StringVar(&s.colour, "color", "auto", "colours: auto (on a terminal, unless NO_COLOR is set), always, never")
 	root.AddCommand(
 		s.statusCommand(), s.endpointCommand(), s.identityCommand(), s.policyCommand(), s.ipCommand(), s.nodeCommand(), s.healthCommand(),
-		s.configCommand(), s.metricsCommand(), s.bpfCommand(), s.monitorCommand(), s.dbCommand(), s.cleanupCommand(),
+		s.configCommand(), s.metricsCommand(), s.bpfCommand(), s.monitorCommand(), s.dbCommand(), s.kvstoreCommand(), s.cleanupCommand(),
 		completionCommand(), s.versionCommand(), labCommand(),
 	)
 	refuse(root)

@@ -2376,6 +2376,386 @@ func (x *DumpTableResponse) GetRevision() uint64 {
 	return 0
 }
 
+type StoreKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`        // what is no UTF-8 in it is replaced by U+FFFD
+	Revision      int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"` // of the store, when it was written last
+	Leased        bool                   `protobuf:"varint,4,opt,name=leased,proto3" json:"leased,omitempty"`     // it goes with the node that wrote it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreKey) Reset() {
+	*x = StoreKey{}
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreKey) ProtoMessage() {}
+
+func (x *StoreKey) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreKey.ProtoReflect.Descriptor instead.
+func (*StoreKey) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *StoreKey) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *StoreKey) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *StoreKey) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *StoreKey) GetLeased() bool {
+	if x != nil {
+		return x.Leased
+	}
+	return false
+}
+
+type GetKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Recursive     bool                   `protobuf:"varint,2,opt,name=recursive,proto3" json:"recursive,omitempty"` // all keys below it, as a folder: below a/b are a/b/c and a/b/c/d, not a/bc
+	Limit         uint32                 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`         // 0: 1000
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKeysRequest) Reset() {
+	*x = GetKeysRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKeysRequest) ProtoMessage() {}
+
+func (x *GetKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKeysRequest.ProtoReflect.Descriptor instead.
+func (*GetKeysRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *GetKeysRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *GetKeysRequest) GetRecursive() bool {
+	if x != nil {
+		return x.Recursive
+	}
+	return false
+}
+
+func (x *GetKeysRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type GetKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*StoreKey            `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	More          bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKeysResponse) Reset() {
+	*x = GetKeysResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKeysResponse) ProtoMessage() {}
+
+func (x *GetKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKeysResponse.ProtoReflect.Descriptor instead.
+func (*GetKeysResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *GetKeysResponse) GetKeys() []*StoreKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *GetKeysResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+type SetKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetKeyRequest) Reset() {
+	*x = SetKeyRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetKeyRequest) ProtoMessage() {}
+
+func (x *SetKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetKeyRequest.ProtoReflect.Descriptor instead.
+func (*SetKeyRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *SetKeyRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SetKeyRequest) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *SetKeyRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type SetKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetKeyResponse) Reset() {
+	*x = SetKeyResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetKeyResponse) ProtoMessage() {}
+
+func (x *SetKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetKeyResponse.ProtoReflect.Descriptor instead.
+func (*SetKeyResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+}
+
+type DeleteKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Recursive     bool                   `protobuf:"varint,2,opt,name=recursive,proto3" json:"recursive,omitempty"`
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteKeysRequest) Reset() {
+	*x = DeleteKeysRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteKeysRequest) ProtoMessage() {}
+
+func (x *DeleteKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteKeysRequest.ProtoReflect.Descriptor instead.
+func (*DeleteKeysRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *DeleteKeysRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *DeleteKeysRequest) GetRecursive() bool {
+	if x != nil {
+		return x.Recursive
+	}
+	return false
+}
+
+func (x *DeleteKeysRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type DeleteKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Deleted       uint32                 `protobuf:"varint,1,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteKeysResponse) Reset() {
+	*x = DeleteKeysResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteKeysResponse) ProtoMessage() {}
+
+func (x *DeleteKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteKeysResponse.ProtoReflect.Descriptor instead.
+func (*DeleteKeysResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *DeleteKeysResponse) GetDeleted() uint32 {
+	if x != nil {
+		return x.Deleted
+	}
+	return 0
+}
+
 type MonitorRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Types         []string               `protobuf:"bytes,1,rep,name=types,proto3" json:"types,omitempty"`       // drop, trace, policy-verdict, capture, agent
@@ -2391,7 +2771,7 @@ type MonitorRequest struct {
 
 func (x *MonitorRequest) Reset() {
 	*x = MonitorRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2403,7 +2783,7 @@ func (x *MonitorRequest) String() string {
 func (*MonitorRequest) ProtoMessage() {}
 
 func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2416,7 +2796,7 @@ func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MonitorRequest.ProtoReflect.Descriptor instead.
 func (*MonitorRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *MonitorRequest) GetTypes() []string {
@@ -2482,7 +2862,7 @@ type MonitorResponse struct {
 
 func (x *MonitorResponse) Reset() {
 	*x = MonitorResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2494,7 +2874,7 @@ func (x *MonitorResponse) String() string {
 func (*MonitorResponse) ProtoMessage() {}
 
 func (x *MonitorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2507,7 +2887,7 @@ func (x *MonitorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MonitorResponse.ProtoReflect.Descriptor instead.
 func (*MonitorResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *MonitorResponse) GetEvent() isMonitorResponse_Event {
@@ -2577,7 +2957,7 @@ type AgentEvent struct {
 
 func (x *AgentEvent) Reset() {
 	*x = AgentEvent{}
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2589,7 +2969,7 @@ func (x *AgentEvent) String() string {
 func (*AgentEvent) ProtoMessage() {}
 
 func (x *AgentEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2602,7 +2982,7 @@ func (x *AgentEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentEvent.ProtoReflect.Descriptor instead.
 func (*AgentEvent) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *AgentEvent) GetTime() *timestamppb.Timestamp {
@@ -2799,7 +3179,30 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x11DumpTableResponse\x12\x12\n" +
 	"\x04rows\x18\x01 \x03(\tR\x04rows\x12\x16\n" +
 	"\x06tables\x18\x02 \x03(\tR\x06tables\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"\xae\x01\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"f\n" +
+	"\bStoreKey\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x16\n" +
+	"\x06leased\x18\x04 \x01(\bR\x06leased\"V\n" +
+	"\x0eGetKeysRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1c\n" +
+	"\trecursive\x18\x02 \x01(\bR\trecursive\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\"S\n" +
+	"\x0fGetKeysResponse\x12,\n" +
+	"\x04keys\x18\x01 \x03(\v2\x18.porin.agent.v1.StoreKeyR\x04keys\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"M\n" +
+	"\rSetKeyRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"\x10\n" +
+	"\x0eSetKeyResponse\"Y\n" +
+	"\x11DeleteKeysRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1c\n" +
+	"\trecursive\x18\x02 \x01(\bR\trecursive\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\".\n" +
+	"\x12DeleteKeysResponse\x12\x18\n" +
+	"\adeleted\x18\x01 \x01(\rR\adeleted\"\xae\x01\n" +
 	"\x0eMonitorRequest\x12\x14\n" +
 	"\x05types\x18\x01 \x03(\tR\x05types\x12\x12\n" +
 	"\x04from\x18\x02 \x03(\rR\x04from\x12\x0e\n" +
@@ -2819,7 +3222,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"AgentEvent\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
-	"\x04text\x18\x03 \x01(\tR\x04text2\xbf\x10\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text2\xa9\x12\n" +
 	"\x05Agent\x12G\n" +
 	"\x06Status\x12\x1d.porin.agent.v1.StatusRequest\x1a\x1e.porin.agent.v1.StatusResponse\x12\\\n" +
 	"\rListEndpoints\x12$.porin.agent.v1.ListEndpointsRequest\x1a%.porin.agent.v1.ListEndpointsResponse\x12K\n" +
@@ -2846,7 +3249,11 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\vListMetrics\x12\".porin.agent.v1.ListMetricsRequest\x1a\x15.porin.agent.v1.Table\x12B\n" +
 	"\aListMap\x12\x1e.porin.agent.v1.ListMapRequest\x1a\x15.porin.agent.v1.Table0\x01\x12M\n" +
 	"\bFlushMap\x12\x1f.porin.agent.v1.FlushMapRequest\x1a .porin.agent.v1.FlushMapResponse\x12P\n" +
-	"\tDumpTable\x12 .porin.agent.v1.DumpTableRequest\x1a!.porin.agent.v1.DumpTableResponse\x12L\n" +
+	"\tDumpTable\x12 .porin.agent.v1.DumpTableRequest\x1a!.porin.agent.v1.DumpTableResponse\x12J\n" +
+	"\aGetKeys\x12\x1e.porin.agent.v1.GetKeysRequest\x1a\x1f.porin.agent.v1.GetKeysResponse\x12G\n" +
+	"\x06SetKey\x12\x1d.porin.agent.v1.SetKeyRequest\x1a\x1e.porin.agent.v1.SetKeyResponse\x12S\n" +
+	"\n" +
+	"DeleteKeys\x12!.porin.agent.v1.DeleteKeysRequest\x1a\".porin.agent.v1.DeleteKeysResponse\x12L\n" +
 	"\aMonitor\x12\x1e.porin.agent.v1.MonitorRequest\x1a\x1f.porin.agent.v1.MonitorResponse0\x01B\x1cZ\x1aporin/api/agent/v1;agentv1b\x06proto3"
 
 var (
@@ -2861,7 +3268,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_agent_v1_agent_proto_rawDescData
 }
 
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(*Table)(nil),                    // 0: porin.agent.v1.Table
 	(*Row)(nil),                      // 1: porin.agent.v1.Row
@@ -2904,27 +3311,34 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*FlushMapResponse)(nil),         // 38: porin.agent.v1.FlushMapResponse
 	(*DumpTableRequest)(nil),         // 39: porin.agent.v1.DumpTableRequest
 	(*DumpTableResponse)(nil),        // 40: porin.agent.v1.DumpTableResponse
-	(*MonitorRequest)(nil),           // 41: porin.agent.v1.MonitorRequest
-	(*MonitorResponse)(nil),          // 42: porin.agent.v1.MonitorResponse
-	(*AgentEvent)(nil),               // 43: porin.agent.v1.AgentEvent
-	nil,                              // 44: porin.agent.v1.StatusResponse.EndpointPhasesEntry
-	nil,                              // 45: porin.agent.v1.SetConfigRequest.ValuesEntry
-	nil,                              // 46: porin.agent.v1.Config.ValuesEntry
-	(*timestamppb.Timestamp)(nil),    // 47: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 48: google.protobuf.Duration
-	(*flow.Flow)(nil),                // 49: flow.Flow
+	(*StoreKey)(nil),                 // 41: porin.agent.v1.StoreKey
+	(*GetKeysRequest)(nil),           // 42: porin.agent.v1.GetKeysRequest
+	(*GetKeysResponse)(nil),          // 43: porin.agent.v1.GetKeysResponse
+	(*SetKeyRequest)(nil),            // 44: porin.agent.v1.SetKeyRequest
+	(*SetKeyResponse)(nil),           // 45: porin.agent.v1.SetKeyResponse
+	(*DeleteKeysRequest)(nil),        // 46: porin.agent.v1.DeleteKeysRequest
+	(*DeleteKeysResponse)(nil),       // 47: porin.agent.v1.DeleteKeysResponse
+	(*MonitorRequest)(nil),           // 48: porin.agent.v1.MonitorRequest
+	(*MonitorResponse)(nil),          // 49: porin.agent.v1.MonitorResponse
+	(*AgentEvent)(nil),               // 50: porin.agent.v1.AgentEvent
+	nil,                              // 51: porin.agent.v1.StatusResponse.EndpointPhasesEntry
+	nil,                              // 52: porin.agent.v1.SetConfigRequest.ValuesEntry
+	nil,                              // 53: porin.agent.v1.Config.ValuesEntry
+	(*timestamppb.Timestamp)(nil),    // 54: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 55: google.protobuf.Duration
+	(*flow.Flow)(nil),                // 56: flow.Flow
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: porin.agent.v1.Table.rows:type_name -> porin.agent.v1.Row
-	47, // 1: porin.agent.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	54, // 1: porin.agent.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
 	4,  // 2: porin.agent.v1.StatusResponse.components:type_name -> porin.agent.v1.Component
-	44, // 3: porin.agent.v1.StatusResponse.endpoint_phases:type_name -> porin.agent.v1.StatusResponse.EndpointPhasesEntry
+	51, // 3: porin.agent.v1.StatusResponse.endpoint_phases:type_name -> porin.agent.v1.StatusResponse.EndpointPhasesEntry
 	23, // 4: porin.agent.v1.StatusResponse.trial:type_name -> porin.agent.v1.PolicyTrial
-	47, // 5: porin.agent.v1.Endpoint.created:type_name -> google.protobuf.Timestamp
+	54, // 5: porin.agent.v1.Endpoint.created:type_name -> google.protobuf.Timestamp
 	6,  // 6: porin.agent.v1.Endpoint.named_ports:type_name -> porin.agent.v1.NamedPort
 	5,  // 7: porin.agent.v1.ListEndpointsResponse.endpoints:type_name -> porin.agent.v1.Endpoint
 	12, // 8: porin.agent.v1.EndpointLogResponse.entries:type_name -> porin.agent.v1.LogEntry
-	47, // 9: porin.agent.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
+	54, // 9: porin.agent.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
 	6,  // 10: porin.agent.v1.Identity.named_ports:type_name -> porin.agent.v1.NamedPort
 	14, // 11: porin.agent.v1.ListIdentitiesResponse.identities:type_name -> porin.agent.v1.Identity
 	18, // 12: porin.agent.v1.ApplyPolicyRequest.files:type_name -> porin.agent.v1.ManifestFile
@@ -2932,77 +3346,84 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	18, // 14: porin.agent.v1.DeletePolicyRequest.files:type_name -> porin.agent.v1.ManifestFile
 	19, // 15: porin.agent.v1.TryPolicyRequest.apply:type_name -> porin.agent.v1.ApplyPolicyRequest
 	21, // 16: porin.agent.v1.TryPolicyRequest.delete:type_name -> porin.agent.v1.DeletePolicyRequest
-	48, // 17: porin.agent.v1.TryPolicyRequest.confirm_within:type_name -> google.protobuf.Duration
+	55, // 17: porin.agent.v1.TryPolicyRequest.confirm_within:type_name -> google.protobuf.Duration
 	20, // 18: porin.agent.v1.PolicyTrial.changed:type_name -> porin.agent.v1.PolicyRef
-	47, // 19: porin.agent.v1.PolicyTrial.until:type_name -> google.protobuf.Timestamp
-	48, // 20: porin.agent.v1.PolicyTrial.left:type_name -> google.protobuf.Duration
+	54, // 19: porin.agent.v1.PolicyTrial.until:type_name -> google.protobuf.Timestamp
+	55, // 20: porin.agent.v1.PolicyTrial.left:type_name -> google.protobuf.Duration
 	20, // 21: porin.agent.v1.PolicyRevision.changed:type_name -> porin.agent.v1.PolicyRef
 	20, // 22: porin.agent.v1.ListPoliciesRequest.policies:type_name -> porin.agent.v1.PolicyRef
 	20, // 23: porin.agent.v1.Policy.ref:type_name -> porin.agent.v1.PolicyRef
 	27, // 24: porin.agent.v1.ListPoliciesResponse.policies:type_name -> porin.agent.v1.Policy
-	48, // 25: porin.agent.v1.WaitPolicyRequest.timeout:type_name -> google.protobuf.Duration
-	45, // 26: porin.agent.v1.SetConfigRequest.values:type_name -> porin.agent.v1.SetConfigRequest.ValuesEntry
-	46, // 27: porin.agent.v1.Config.values:type_name -> porin.agent.v1.Config.ValuesEntry
-	49, // 28: porin.agent.v1.MonitorResponse.flow:type_name -> flow.Flow
-	43, // 29: porin.agent.v1.MonitorResponse.agent:type_name -> porin.agent.v1.AgentEvent
-	47, // 30: porin.agent.v1.AgentEvent.time:type_name -> google.protobuf.Timestamp
-	2,  // 31: porin.agent.v1.Agent.Status:input_type -> porin.agent.v1.StatusRequest
-	7,  // 32: porin.agent.v1.Agent.ListEndpoints:input_type -> porin.agent.v1.ListEndpointsRequest
-	9,  // 33: porin.agent.v1.Agent.GetEndpoint:input_type -> porin.agent.v1.GetEndpointRequest
-	10, // 34: porin.agent.v1.Agent.SetEndpointLabels:input_type -> porin.agent.v1.SetEndpointLabelsRequest
-	9,  // 35: porin.agent.v1.Agent.EndpointLog:input_type -> porin.agent.v1.GetEndpointRequest
-	9,  // 36: porin.agent.v1.Agent.EndpointHealth:input_type -> porin.agent.v1.GetEndpointRequest
-	9,  // 37: porin.agent.v1.Agent.DisconnectEndpoint:input_type -> porin.agent.v1.GetEndpointRequest
-	15, // 38: porin.agent.v1.Agent.ListIdentities:input_type -> porin.agent.v1.ListIdentitiesRequest
-	17, // 39: porin.agent.v1.Agent.GetIdentity:input_type -> porin.agent.v1.GetIdentityRequest
-	19, // 40: porin.agent.v1.Agent.ApplyPolicy:input_type -> porin.agent.v1.ApplyPolicyRequest
-	21, // 41: porin.agent.v1.Agent.DeletePolicy:input_type -> porin.agent.v1.DeletePolicyRequest
-	19, // 42: porin.agent.v1.Agent.CheckPolicy:input_type -> porin.agent.v1.ApplyPolicyRequest
-	22, // 43: porin.agent.v1.Agent.TryPolicy:input_type -> porin.agent.v1.TryPolicyRequest
-	24, // 44: porin.agent.v1.Agent.ConfirmPolicy:input_type -> porin.agent.v1.SettlePolicyRequest
-	24, // 45: porin.agent.v1.Agent.RollbackPolicy:input_type -> porin.agent.v1.SettlePolicyRequest
-	26, // 46: porin.agent.v1.Agent.ListPolicies:input_type -> porin.agent.v1.ListPoliciesRequest
-	29, // 47: porin.agent.v1.Agent.WaitPolicy:input_type -> porin.agent.v1.WaitPolicyRequest
-	30, // 48: porin.agent.v1.Agent.ListIPs:input_type -> porin.agent.v1.ListIPsRequest
-	31, // 49: porin.agent.v1.Agent.ListNodes:input_type -> porin.agent.v1.ListNodesRequest
-	32, // 50: porin.agent.v1.Agent.GetConfig:input_type -> porin.agent.v1.GetConfigRequest
-	33, // 51: porin.agent.v1.Agent.SetConfig:input_type -> porin.agent.v1.SetConfigRequest
-	35, // 52: porin.agent.v1.Agent.ListMetrics:input_type -> porin.agent.v1.ListMetricsRequest
-	36, // 53: porin.agent.v1.Agent.ListMap:input_type -> porin.agent.v1.ListMapRequest
-	37, // 54: porin.agent.v1.Agent.FlushMap:input_type -> porin.agent.v1.FlushMapRequest
-	39, // 55: porin.agent.v1.Agent.DumpTable:input_type -> porin.agent.v1.DumpTableRequest
-	41, // 56: porin.agent.v1.Agent.Monitor:input_type -> porin.agent.v1.MonitorRequest
-	3,  // 57: porin.agent.v1.Agent.Status:output_type -> porin.agent.v1.StatusResponse
-	8,  // 58: porin.agent.v1.Agent.ListEndpoints:output_type -> porin.agent.v1.ListEndpointsResponse
-	5,  // 59: porin.agent.v1.Agent.GetEndpoint:output_type -> porin.agent.v1.Endpoint
-	5,  // 60: porin.agent.v1.Agent.SetEndpointLabels:output_type -> porin.agent.v1.Endpoint
-	11, // 61: porin.agent.v1.Agent.EndpointLog:output_type -> porin.agent.v1.EndpointLogResponse
-	13, // 62: porin.agent.v1.Agent.EndpointHealth:output_type -> porin.agent.v1.EndpointHealthResponse
-	5,  // 63: porin.agent.v1.Agent.DisconnectEndpoint:output_type -> porin.agent.v1.Endpoint
-	16, // 64: porin.agent.v1.Agent.ListIdentities:output_type -> porin.agent.v1.ListIdentitiesResponse
-	14, // 65: porin.agent.v1.Agent.GetIdentity:output_type -> porin.agent.v1.Identity
-	25, // 66: porin.agent.v1.Agent.ApplyPolicy:output_type -> porin.agent.v1.PolicyRevision
-	25, // 67: porin.agent.v1.Agent.DeletePolicy:output_type -> porin.agent.v1.PolicyRevision
-	25, // 68: porin.agent.v1.Agent.CheckPolicy:output_type -> porin.agent.v1.PolicyRevision
-	23, // 69: porin.agent.v1.Agent.TryPolicy:output_type -> porin.agent.v1.PolicyTrial
-	25, // 70: porin.agent.v1.Agent.ConfirmPolicy:output_type -> porin.agent.v1.PolicyRevision
-	25, // 71: porin.agent.v1.Agent.RollbackPolicy:output_type -> porin.agent.v1.PolicyRevision
-	28, // 72: porin.agent.v1.Agent.ListPolicies:output_type -> porin.agent.v1.ListPoliciesResponse
-	25, // 73: porin.agent.v1.Agent.WaitPolicy:output_type -> porin.agent.v1.PolicyRevision
-	0,  // 74: porin.agent.v1.Agent.ListIPs:output_type -> porin.agent.v1.Table
-	0,  // 75: porin.agent.v1.Agent.ListNodes:output_type -> porin.agent.v1.Table
-	34, // 76: porin.agent.v1.Agent.GetConfig:output_type -> porin.agent.v1.Config
-	34, // 77: porin.agent.v1.Agent.SetConfig:output_type -> porin.agent.v1.Config
-	0,  // 78: porin.agent.v1.Agent.ListMetrics:output_type -> porin.agent.v1.Table
-	0,  // 79: porin.agent.v1.Agent.ListMap:output_type -> porin.agent.v1.Table
-	38, // 80: porin.agent.v1.Agent.FlushMap:output_type -> porin.agent.v1.FlushMapResponse
-	40, // 81: porin.agent.v1.Agent.DumpTable:output_type -> porin.agent.v1.DumpTableResponse
-	42, // 82: porin.agent.v1.Agent.Monitor:output_type -> porin.agent.v1.MonitorResponse
-	57, // [57:83] is the sub-list for method output_type
-	31, // [31:57] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	55, // 25: porin.agent.v1.WaitPolicyRequest.timeout:type_name -> google.protobuf.Duration
+	52, // 26: porin.agent.v1.SetConfigRequest.values:type_name -> porin.agent.v1.SetConfigRequest.ValuesEntry
+	53, // 27: porin.agent.v1.Config.values:type_name -> porin.agent.v1.Config.ValuesEntry
+	41, // 28: porin.agent.v1.GetKeysResponse.keys:type_name -> porin.agent.v1.StoreKey
+	56, // 29: porin.agent.v1.MonitorResponse.flow:type_name -> flow.Flow
+	50, // 30: porin.agent.v1.MonitorResponse.agent:type_name -> porin.agent.v1.AgentEvent
+	54, // 31: porin.agent.v1.AgentEvent.time:type_name -> google.protobuf.Timestamp
+	2,  // 32: porin.agent.v1.Agent.Status:input_type -> porin.agent.v1.StatusRequest
+	7,  // 33: porin.agent.v1.Agent.ListEndpoints:input_type -> porin.agent.v1.ListEndpointsRequest
+	9,  // 34: porin.agent.v1.Agent.GetEndpoint:input_type -> porin.agent.v1.GetEndpointRequest
+	10, // 35: porin.agent.v1.Agent.SetEndpointLabels:input_type -> porin.agent.v1.SetEndpointLabelsRequest
+	9,  // 36: porin.agent.v1.Agent.EndpointLog:input_type -> porin.agent.v1.GetEndpointRequest
+	9,  // 37: porin.agent.v1.Agent.EndpointHealth:input_type -> porin.agent.v1.GetEndpointRequest
+	9,  // 38: porin.agent.v1.Agent.DisconnectEndpoint:input_type -> porin.agent.v1.GetEndpointRequest
+	15, // 39: porin.agent.v1.Agent.ListIdentities:input_type -> porin.agent.v1.ListIdentitiesRequest
+	17, // 40: porin.agent.v1.Agent.GetIdentity:input_type -> porin.agent.v1.GetIdentityRequest
+	19, // 41: porin.agent.v1.Agent.ApplyPolicy:input_type -> porin.agent.v1.ApplyPolicyRequest
+	21, // 42: porin.agent.v1.Agent.DeletePolicy:input_type -> porin.agent.v1.DeletePolicyRequest
+	19, // 43: porin.agent.v1.Agent.CheckPolicy:input_type -> porin.agent.v1.ApplyPolicyRequest
+	22, // 44: porin.agent.v1.Agent.TryPolicy:input_type -> porin.agent.v1.TryPolicyRequest
+	24, // 45: porin.agent.v1.Agent.ConfirmPolicy:input_type -> porin.agent.v1.SettlePolicyRequest
+	24, // 46: porin.agent.v1.Agent.RollbackPolicy:input_type -> porin.agent.v1.SettlePolicyRequest
+	26, // 47: porin.agent.v1.Agent.ListPolicies:input_type -> porin.agent.v1.ListPoliciesRequest
+	29, // 48: porin.agent.v1.Agent.WaitPolicy:input_type -> porin.agent.v1.WaitPolicyRequest
+	30, // 49: porin.agent.v1.Agent.ListIPs:input_type -> porin.agent.v1.ListIPsRequest
+	31, // 50: porin.agent.v1.Agent.ListNodes:input_type -> porin.agent.v1.ListNodesRequest
+	32, // 51: porin.agent.v1.Agent.GetConfig:input_type -> porin.agent.v1.GetConfigRequest
+	33, // 52: porin.agent.v1.Agent.SetConfig:input_type -> porin.agent.v1.SetConfigRequest
+	35, // 53: porin.agent.v1.Agent.ListMetrics:input_type -> porin.agent.v1.ListMetricsRequest
+	36, // 54: porin.agent.v1.Agent.ListMap:input_type -> porin.agent.v1.ListMapRequest
+	37, // 55: porin.agent.v1.Agent.FlushMap:input_type -> porin.agent.v1.FlushMapRequest
+	39, // 56: porin.agent.v1.Agent.DumpTable:input_type -> porin.agent.v1.DumpTableRequest
+	42, // 57: porin.agent.v1.Agent.GetKeys:input_type -> porin.agent.v1.GetKeysRequest
+	44, // 58: porin.agent.v1.Agent.SetKey:input_type -> porin.agent.v1.SetKeyRequest
+	46, // 59: porin.agent.v1.Agent.DeleteKeys:input_type -> porin.agent.v1.DeleteKeysRequest
+	48, // 60: porin.agent.v1.Agent.Monitor:input_type -> porin.agent.v1.MonitorRequest
+	3,  // 61: porin.agent.v1.Agent.Status:output_type -> porin.agent.v1.StatusResponse
+	8,  // 62: porin.agent.v1.Agent.ListEndpoints:output_type -> porin.agent.v1.ListEndpointsResponse
+	5,  // 63: porin.agent.v1.Agent.GetEndpoint:output_type -> porin.agent.v1.Endpoint
+	5,  // 64: porin.agent.v1.Agent.SetEndpointLabels:output_type -> porin.agent.v1.Endpoint
+	11, // 65: porin.agent.v1.Agent.EndpointLog:output_type -> porin.agent.v1.EndpointLogResponse
+	13, // 66: porin.agent.v1.Agent.EndpointHealth:output_type -> porin.agent.v1.EndpointHealthResponse
+	5,  // 67: porin.agent.v1.Agent.DisconnectEndpoint:output_type -> porin.agent.v1.Endpoint
+	16, // 68: porin.agent.v1.Agent.ListIdentities:output_type -> porin.agent.v1.ListIdentitiesResponse
+	14, // 69: porin.agent.v1.Agent.GetIdentity:output_type -> porin.agent.v1.Identity
+	25, // 70: porin.agent.v1.Agent.ApplyPolicy:output_type -> porin.agent.v1.PolicyRevision
+	25, // 71: porin.agent.v1.Agent.DeletePolicy:output_type -> porin.agent.v1.PolicyRevision
+	25, // 72: porin.agent.v1.Agent.CheckPolicy:output_type -> porin.agent.v1.PolicyRevision
+	23, // 73: porin.agent.v1.Agent.TryPolicy:output_type -> porin.agent.v1.PolicyTrial
+	25, // 74: porin.agent.v1.Agent.ConfirmPolicy:output_type -> porin.agent.v1.PolicyRevision
+	25, // 75: porin.agent.v1.Agent.RollbackPolicy:output_type -> porin.agent.v1.PolicyRevision
+	28, // 76: porin.agent.v1.Agent.ListPolicies:output_type -> porin.agent.v1.ListPoliciesResponse
+	25, // 77: porin.agent.v1.Agent.WaitPolicy:output_type -> porin.agent.v1.PolicyRevision
+	0,  // 78: porin.agent.v1.Agent.ListIPs:output_type -> porin.agent.v1.Table
+	0,  // 79: porin.agent.v1.Agent.ListNodes:output_type -> porin.agent.v1.Table
+	34, // 80: porin.agent.v1.Agent.GetConfig:output_type -> porin.agent.v1.Config
+	34, // 81: porin.agent.v1.Agent.SetConfig:output_type -> porin.agent.v1.Config
+	0,  // 82: porin.agent.v1.Agent.ListMetrics:output_type -> porin.agent.v1.Table
+	0,  // 83: porin.agent.v1.Agent.ListMap:output_type -> porin.agent.v1.Table
+	38, // 84: porin.agent.v1.Agent.FlushMap:output_type -> porin.agent.v1.FlushMapResponse
+	40, // 85: porin.agent.v1.Agent.DumpTable:output_type -> porin.agent.v1.DumpTableResponse
+	43, // 86: porin.agent.v1.Agent.GetKeys:output_type -> porin.agent.v1.GetKeysResponse
+	45, // 87: porin.agent.v1.Agent.SetKey:output_type -> porin.agent.v1.SetKeyResponse
+	47, // 88: porin.agent.v1.Agent.DeleteKeys:output_type -> porin.agent.v1.DeleteKeysResponse
+	49, // 89: porin.agent.v1.Agent.Monitor:output_type -> porin.agent.v1.MonitorResponse
+	61, // [61:90] is the sub-list for method output_type
+	32, // [32:61] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -3010,7 +3431,7 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
-	file_agent_v1_agent_proto_msgTypes[42].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[49].OneofWrappers = []any{
 		(*MonitorResponse_Flow)(nil),
 		(*MonitorResponse_Lost)(nil),
 		(*MonitorResponse_Agent)(nil),
@@ -3021,7 +3442,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   47,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

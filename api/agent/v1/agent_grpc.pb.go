@@ -47,6 +47,9 @@ const (
 	Agent_ListMap_FullMethodName            = "/porin.agent.v1.Agent/ListMap"
 	Agent_FlushMap_FullMethodName           = "/porin.agent.v1.Agent/FlushMap"
 	Agent_DumpTable_FullMethodName          = "/porin.agent.v1.Agent/DumpTable"
+	Agent_GetKeys_FullMethodName            = "/porin.agent.v1.Agent/GetKeys"
+	Agent_SetKey_FullMethodName             = "/porin.agent.v1.Agent/SetKey"
+	Agent_DeleteKeys_FullMethodName         = "/porin.agent.v1.Agent/DeleteKeys"
 	Agent_Monitor_FullMethodName            = "/porin.agent.v1.Agent/Monitor"
 )
 
@@ -89,6 +92,12 @@ type AgentClient interface {
 	FlushMap(ctx context.Context, in *FlushMapRequest, opts ...grpc.CallOption) (*FlushMapResponse, error)
 	// DumpTable returns the rows of one of the agent's tables as JSON objects; an empty name lists the tables.
 	DumpTable(ctx context.Context, in *DumpTableRequest, opts ...grpc.CallOption) (*DumpTableResponse, error)
+	// GetKeys reads keys of the store that the agent uses, embedded or shared: only what begins with porin/.
+	GetKeys(ctx context.Context, in *GetKeysRequest, opts ...grpc.CallOption) (*GetKeysResponse, error)
+	// SetKey and DeleteKeys change the store by hand. Records of living nodes are refused unless force is set; their owners
+	// write them again.
+	SetKey(ctx context.Context, in *SetKeyRequest, opts ...grpc.CallOption) (*SetKeyResponse, error)
+	DeleteKeys(ctx context.Context, in *DeleteKeysRequest, opts ...grpc.CallOption) (*DeleteKeysResponse, error)
 	Monitor(ctx context.Context, in *MonitorRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[MonitorResponse], error)
 }
 
@@ -359,6 +368,36 @@ func (c *agentClient) DumpTable(ctx context.Context, in *DumpTableRequest, opts 
 	return out, nil
 }
 
+func (c *agentClient) GetKeys(ctx context.Context, in *GetKeysRequest, opts ...grpc.CallOption) (*GetKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetKeysResponse)
+	err := c.cc.Invoke(ctx, Agent_GetKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentClient) SetKey(ctx context.Context, in *SetKeyRequest, opts ...grpc.CallOption) (*SetKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetKeyResponse)
+	err := c.cc.Invoke(ctx, Agent_SetKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentClient) DeleteKeys(ctx context.Context, in *DeleteKeysRequest, opts ...grpc.CallOption) (*DeleteKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteKeysResponse)
+	err := c.cc.Invoke(ctx, Agent_DeleteKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *agentClient) Monitor(ctx context.Context, in *MonitorRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[MonitorResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Agent_ServiceDesc.Streams[1], Agent_Monitor_FullMethodName, cOpts...)
@@ -417,6 +456,12 @@ type AgentServer interface {
 	FlushMap(context.Context, *FlushMapRequest) (*FlushMapResponse, error)
 	// DumpTable returns the rows of one of the agent's tables as JSON objects; an empty name lists the tables.
 	DumpTable(context.Context, *DumpTableRequest) (*DumpTableResponse, error)
+	// GetKeys reads keys of the store that the agent uses, embedded or shared: only what begins with porin/.
+	GetKeys(context.Context, *GetKeysRequest) (*GetKeysResponse, error)
+	// SetKey and DeleteKeys change the store by hand. Records of living nodes are refused unless force is set; their owners
+	// write them again.
+	SetKey(context.Context, *SetKeyRequest) (*SetKeyResponse, error)
+	DeleteKeys(context.Context, *DeleteKeysRequest) (*DeleteKeysResponse, error)
 	Monitor(*MonitorRequest, grpc.ServerStreamingServer[MonitorResponse]) error
 	mustEmbedUnimplementedAgentServer()
 }
@@ -502,6 +547,15 @@ func (UnimplementedAgentServer) FlushMap(context.Context, *FlushMapRequest) (*Fl
 }
 func (UnimplementedAgentServer) DumpTable(context.Context, *DumpTableRequest) (*DumpTableResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DumpTable not implemented")
+}
+func (UnimplementedAgentServer) GetKeys(context.Context, *GetKeysRequest) (*GetKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetKeys not implemented")
+}
+func (UnimplementedAgentServer) SetKey(context.Context, *SetKeyRequest) (*SetKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetKey not implemented")
+}
+func (UnimplementedAgentServer) DeleteKeys(context.Context, *DeleteKeysRequest) (*DeleteKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteKeys not implemented")
 }
 func (UnimplementedAgentServer) Monitor(*MonitorRequest, grpc.ServerStreamingServer[MonitorResponse]) error {
 	return status.Error(codes.Unimplemented, "method Monitor not implemented")
@@ -970,6 +1024,60 @@ func _Agent_DumpTable_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Agent_GetKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).GetKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_GetKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).GetKeys(ctx, req.(*GetKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Agent_SetKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).SetKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_SetKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).SetKey(ctx, req.(*SetKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Agent_DeleteKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).DeleteKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_DeleteKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).DeleteKeys(ctx, req.(*DeleteKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Agent_Monitor_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(MonitorRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -1083,6 +1191,18 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DumpTable",
 			Handler:    _Agent_DumpTable_Handler,
+		},
+		{
+			MethodName: "GetKeys",
+			Handler:    _Agent_GetKeys_Handler,
+		},
+		{
+			MethodName: "SetKey",
+			Handler:    _Agent_SetKey_Handler,
+		},
+		{
+			MethodName: "DeleteKeys",
+			Handler:    _Agent_DeleteKeys_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
