@@ -433,3 +433,21 @@ func FuzzStateFile(f *testing.F) {
 		}
 	})
 }
+
+// TestStateFileOfAnother: a whole file under another endpoint's number would give that one this workload's identity.
+func TestStateFileOfAnother(t *testing.T) {
+	a := newAgent(t)
+	ep := a.create("web", "k8s:app=web")
+	data, err := encodeFile(ep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := decodeFile(ep.ID, data); err != nil || got.ID != ep.ID {
+		t.Fatalf("its own: %+v, %v", got, err)
+	}
+	for _, id := range []uint16{0, ep.ID + 1} {
+		if got, err := decodeFile(id, data); err == nil {
+			t.Errorf("as that of endpoint %d: %+v", id, got)
+		}
+	}
+}
