@@ -183,6 +183,41 @@ func TestTrialKeepsOtherChangesOut(t *testing.T) {
 	h.want("a:80 b:91 c:95")
 }
 
+// TestTrialOfADeletionKeepsTheFolderOut: what is gone on trial belongs to nobody, and would come back over another's.
+func TestTrialOfADeletionKeepsTheFolderOut(t *testing.T) {
+	h := newHouse(t, true)
+	if err := h.apply(doc("a", 80)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Try(t.Context(), nil, []policy.Ref{{Kind: policy.KindNetworkPolicy, Namespace: "default", Name: "a"}}, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	h.write("a.yaml", doc("a", 81))
+	h.scanned()
+	h.want("")
+	if alarms := strings.Join(h.Alarms(), "\n"); !strings.Contains(alarms, "a.yaml refused") {
+		t.Errorf("alarms: %s", alarms)
+	}
+	if _, err := h.Rollback(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	h.want("a:80")
+}
+
+// TestTrialRecordOfOthers: who could write the record could bring any policy.
+func TestTrialRecordOfOthers(t *testing.T) {
+	h := newHouse(t, false)
+	h.mustTry(doc("a", 80))
+	if err := os.Chmod(h.trialFile(), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	h.restart()
+	h.want("a:80")
+	if alarms := strings.Join(h.Alarms(), "\n"); !strings.Contains(alarms, "can be written by others") || h.Trial() != nil {
+		t.Errorf("alarms: %s, trial %v", alarms, h.Trial())
+	}
+}
+
 // TestTrialOutlivesTheAgent: a new agent goes on with what waits, and takes back what waited too long, before it is in
 // force again.
 func TestTrialOutlivesTheAgent(t *testing.T) {

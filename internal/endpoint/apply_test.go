@@ -271,6 +271,37 @@ func TestMapFull(t *testing.T) {
 	}
 }
 
+// TestIdentitiesRest: a block that no rule needs any more is gone at once, its identity and rows not before the packets
+// under way that may hold it.
+func TestIdentitiesRest(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	a := startAgent(t, newModel(), newStore(), filepath.Join(t.TempDir(), "state"), func(c *Config) {
+		c.Grace, c.Now = time.Minute, func() time.Time { return now }
+	})
+	a.apply()
+	a.create("web", "k8s:app=web")
+	block := netip.MustParsePrefix("198.51.100.0/24")
+	a.apply(randomless(block.String()))
+	id, there := a.kernel.prefixes[block]
+	if !there {
+		t.Fatal("the block has no row")
+	}
+	a.apply(randomless("203.0.113.0/24"))
+	for _, c := range []struct {
+		later time.Duration
+		known bool
+	}{{0, true}, {time.Minute - 1, true}, {1, false}} {
+		now = now.Add(c.later)
+		a.sweepPrefixes()
+		if _, there := a.kernel.prefixes[block]; there {
+			t.Error("the block still has its row")
+		}
+		if _, known := a.ids.Get(id); known != c.known {
+			t.Errorf("after %s more: its identity is known: %v", c.later, known)
+		}
+	}
+}
+
 // TestPatchThatFails denies the endpoints whose subject could not learn of an identity: it would be judged as everyone
 // else.
 func TestPatchThatFails(t *testing.T) {
