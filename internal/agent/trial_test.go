@@ -204,6 +204,31 @@ func TestTrialOfADeletionKeepsTheFolderOut(t *testing.T) {
 	h.want("a:80")
 }
 
+// TestTrialIsRememberedUntilItIsUndoneOnDisk: what was before is in force, but the next agent would read what was on trial.
+func TestTrialIsRememberedUntilItIsUndoneOnDisk(t *testing.T) {
+	h := newHouse(t, false)
+	if err := h.apply(doc("a", 80)); err != nil {
+		t.Fatal(err)
+	}
+	h.mustTry(doc("a", 81))
+	away := h.dir + ".away" // the disk takes no policy, but records
+	if err := os.Rename(h.dir, away); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Rollback(t.Context(), 0); err == nil || !strings.Contains(err.Error(), "in force but not on disk") {
+		t.Errorf("rolled back without a disk: %v", err)
+	}
+	h.want("a:80")
+	if tr := h.Trial(); tr == nil || !tr.Ending {
+		t.Errorf("the trial is forgotten: %+v", tr)
+	}
+	if err := os.Rename(away, h.dir); err != nil {
+		t.Fatal(err)
+	}
+	h.restart()
+	h.settled("a:80")
+}
+
 // TestTrialRecordOfOthers: who could write the record could bring any policy.
 func TestTrialRecordOfOthers(t *testing.T) {
 	h := newHouse(t, false)
